@@ -1,0 +1,1 @@
+"""Benchmarks against real peers and against the limit. `python -m bench --help`; `pytest bench`."""

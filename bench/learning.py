@@ -1,0 +1,114 @@
+"""Learning results: PPO by fastac and by SB3 at equal hyperparameters, seeds fixed beforehand.
+
+Final weights, mode action, 100 episodes whose k-th start is `reset(seed=10_000 + k)`. One record a seed; a seed that is
+recorded already is skipped, so an interrupted run goes on where it stopped.
+
+    python -m bench learning --library sb3 --setting cleanrl --seeds 0-9
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from bench import record
+from bench.ppo_settings import ENV_ID, MAPPING, SETTINGS, Setting, sb3_model
+
+EPISODES = 100
+FIRST_START = 10_000
+CURVE_POINTS = 50
+
+
+def evaluate(act: Callable[[np.ndarray], np.ndarray]) -> list[float]:
+    """Undiscounted returns of the fixed starts, all environments stepped together."""
+    envs = [gymnasium.make(ENV_ID) for _ in range(EPISODES)]
+    observations = np.stack([env.reset(seed=FIRST_START + k)[0] for k, env in enumerate(envs)])
+    returns = np.zeros(EPISODES)
+    running = np.arange(EPISODES)
+    while len(running):
+        actions = act(observations[running])
+        going = []
+        for k, action in zip(running, actions, strict=True):
+            observations[k], reward, terminated, truncated, _ = envs[k].step(int(action))
+            returns[k] += float(reward)
+            if not (terminated or truncated):
+                going.append(k)
+        running = np.array(going, dtype=int)
+    return returns.tolist()
+
+
+def run_sb3(setting: Setting, seed: int) -> dict[str, Any]:
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Curve(BaseCallback):
+        """Mean return of the last 100 training episodes, at a few dozen points."""
+
+        def _on_training_start(self) -> None:
+            self.points: list[list[float]] = []
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            recent = [info["r"] for info in self.model.ep_info_buffer]
+            if recent and self.num_timesteps >= (len(self.points) + 1) * setting.steps / CURVE_POINTS:
+                self.points.append([self.num_timesteps, round(float(np.mean(recent)), 1)])
+
+    model, curve = sb3_model(setting, seed), Curve()
+    cpu, wall = time.process_time(), time.perf_counter()
+    model.learn(setting.steps, callback=curve)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    returns = evaluate(lambda observations: model.predict(observations, deterministic=True)[0])
+    return summary(seed, int(model.num_timesteps), cpu, wall, returns, curve.points)
+
+
+def summary(
+    seed: int, steps: int, cpu: float, wall: float, returns: list[float], curve: list[list[float]]
+) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "steps": steps,
+        "cpu_seconds": round(cpu, 3),
+        "wall_seconds": round(wall, 3),
+        "steps_per_cpu_second": round(steps / cpu, 1),
+        "mean_return": float(np.mean(returns)),
+        "std_return": float(np.std(returns)),
+        "returns": returns,
+        "training_curve": curve,
+        "versions": {name: record.version(name) for name in ("torch", "gymnasium", "stable-baselines3", "numba")},
+        "fastac_commit": record.commit(),
+    }
+
+
+RUNNERS: dict[str, Callable[[Setting, int], dict[str, Any]]] = {"sb3": run_sb3}
+
+
+def main(library: str, setting_name: str, seeds: list[int]) -> None:
+    setting = SETTINGS[setting_name]
+    path = record.RESULTS / "learning" / f"{library}-{setting_name}.json"
+    runs: list[dict[str, Any]] = record.read(path)["runs"] if path.exists() else []
+    for seed in seeds:
+        if any(run["seed"] == seed for run in runs):
+            print(f"{library} {setting_name} seed {seed}: recorded already", flush=True)
+            continue
+        run = RUNNERS[library](setting, seed)
+        runs = sorted([*runs, run], key=lambda item: item["seed"])
+        result = {
+            "library": library,
+            "env_id": ENV_ID,
+            "setting": setting_name,
+            "hyperparameters": dataclasses.asdict(setting),
+            "mapping": MAPPING,
+            "evaluation": f"final weights, mode action, {EPISODES} episodes, start k by reset(seed={FIRST_START} + k)",
+            "machine": record.machine(),
+            "runs": runs,
+        }
+        record.write(path, result)
+        print(
+            f"{library} {setting_name} seed {seed}: return {run['mean_return']:.1f} +- {run['std_return']:.1f}, "
+            f"{run['steps_per_cpu_second']:.0f} steps per CPU-second",
+            flush=True,
+        )
