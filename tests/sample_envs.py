@@ -1,0 +1,195 @@
+"""Small environments with one peculiarity each, registered at import: `make_envs("sample_envs:Walk-v0", ...)`.
+
+Walk is known in closed form: from position x, action a leads to x + 1 or x - 1 and pays the new position; it terminates
+at -3 or 3 and is cut after 6 steps. Observations are (x, steps since the start).
+"""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+LIMIT, EDGE = 6, 3
+SPACE = Box(-10.0, 10.0, (2,), np.float32)
+
+
+class Walk(gymnasium.Env[Any, Any]):
+    metadata = {"render_modes": []}  # noqa: RUF012
+    observation_space = SPACE
+    action_space = Discrete(2)
+
+    def __init__(self) -> None:
+        self.observation = np.zeros(2, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.observation = np.array([self.start(), 0], np.float32)
+        return self.observation, {}
+
+    def start(self) -> int:
+        return int(self.np_random.integers(-1, 2))
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        self.observation = self.observation + np.array([2 * int(action) - 1, 1], np.float32)
+        x = float(self.observation[0])
+        return self.observation, x, abs(x) >= EDGE, False, {"x": x}
+
+
+class OneArray(Walk):
+    """Writes every observation into the same array."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.array = np.zeros(2, np.float32)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self.array[:], info = super().reset(**kwargs)
+        return self.array, info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.array[:], *rest = super().step(action)
+        return self.array, *rest  # type: ignore[return-value]
+
+
+class OwnGenerator(Walk):
+    """Draws its starts from a generator that nobody seeds."""
+
+    generator = np.random.default_rng()
+
+    def start(self) -> int:
+        return int(self.generator.integers(-(10**6), 10**6)) % 1000
+
+
+class Counting(Walk):
+    """Starts depend on how many episodes there were."""
+
+    episodes = 0
+
+    def start(self) -> int:
+        self.episodes += 1
+        return -(self.episodes % 2)
+
+
+class LevelOfSeed(Walk):
+    """A seeded reset draws a level that later resets keep."""
+
+    level = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self.level = int(np.random.default_rng(seed).integers(-1, 2))
+        return super().reset(seed=seed, options=options)
+
+    def start(self) -> int:
+        return self.level + super().start() * 0
+
+
+class Continuous(Walk):
+    """Actions are a Box; it wanders by what it is given and notes whether steps draw from the generator."""
+
+    action_space = Box(-1.0, 1.0, (1,), np.float32)  # type: ignore[assignment]
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        move = float(np.asarray(action)[0]) + 0.1 * self.np_random.standard_normal()
+        self.observation = self.observation + np.array([move, 1], np.float32)
+        x = float(self.observation[0])
+        return self.observation, x, abs(x) >= EDGE, False, {}
+
+
+class WrongShape(Walk):
+    observation_space = Box(-10.0, 10.0, (3,), np.float32)
+
+
+class Grid(Walk):
+    observation_space = Box(-10.0, 10.0, (2, 2), np.float32)
+
+
+class Several(Walk):
+    action_space = MultiDiscrete([2, 2])  # type: ignore[assignment]
+
+
+class IntegerBox(Walk):
+    action_space = Box(-1, 1, (1,), np.int64)  # type: ignore[assignment]
+
+
+class Breaks(Walk):
+    def __init__(self) -> None:
+        raise RuntimeError("no licence\nfound")
+
+
+class VectorWalk(VectorEnv[Any, Any, Any]):
+    """Walk in vector form, in either autoreset mode; `final_obs` is one array."""
+
+    def __init__(self, num_envs: int = 1, max_episode_steps: int = LIMIT, mode: str = "SameStep") -> None:
+        self.num_envs = num_envs
+        self.limit = max_episode_steps
+        self.metadata = {"autoreset_mode": AutoresetMode(mode)}
+        self.single_observation_space, self.single_action_space = SPACE, Discrete(2)
+        self.observation_space = batch_space(SPACE, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observations = np.zeros((num_envs, 2), np.float32)
+        self.ended = np.zeros(num_envs, np.bool_)
+
+    def _restart(self, which: Any) -> None:
+        self.observations[which] = 0.0
+        self.observations[which, 0] = self.np_random.integers(-1, 2, int(np.sum(which)))
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._restart(np.ones(self.num_envs, np.bool_))
+        self.ended[:] = False
+        return self.observations, {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        self.observations[:, 0] += 2 * actions - 1
+        self.observations[:, 1] += 1
+        rewards = self.observations[:, 0].copy()
+        terminated = np.abs(rewards) >= EDGE
+        truncated = self.observations[:, 1] >= self.limit
+        infos = {}
+        if self.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP:
+            self._restart(self.ended)
+            rewards[self.ended] = 99.0  # what a filler pays means nothing
+            terminated[self.ended] = truncated[self.ended] = False
+            self.ended = terminated | truncated
+        else:
+            ended = terminated | truncated
+            if ended.any():
+                infos = {"final_obs": self.observations.copy(), "_final_obs": ended}
+                self._restart(ended)
+        return self.observations, rewards, terminated, truncated, infos
+
+
+class VectorWalkWithSecrets(VectorWalk):
+    """Keeps state where nobody can look."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.secret = (item for item in range(10))
+
+
+def _register(name: str, entry_point: Any, **kwargs: Any) -> None:
+    if f"{name}-v0" not in gymnasium.registry:
+        gymnasium.register(f"{name}-v0", entry_point, disable_env_checker=True, max_episode_steps=LIMIT, **kwargs)
+
+
+_register("Walk", Walk, vector_entry_point=VectorWalk)
+_register("Secrets", Walk, vector_entry_point=VectorWalkWithSecrets)
+_register("Nondeterministic", Walk, nondeterministic=True)
+for _env in (
+    OneArray,
+    OwnGenerator,
+    Counting,
+    LevelOfSeed,
+    Continuous,
+    WrongShape,
+    Grid,
+    Several,
+    IntegerBox,
+    Breaks,
+):
+    _register(_env.__name__, _env)
