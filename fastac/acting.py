@@ -1,0 +1,110 @@
+"""Acting: from observations to actions in numpy, without a gradient, on the actor's own weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fastac.distributions import gumbel
+from fastac.networks import Actor, CategoricalActor
+
+
+class ArrayActor:
+    """Draws raw actions from an actor, arrays in and arrays out.
+
+    Only the actor's output is computed here. Log-probabilities and values are cheaper for a whole rollout at once, and
+    from the parameters that drew the actions. Noise comes from outside, so that it can be drawn once a rollout.
+
+    Args:
+        actor: Its parameters are read at every call (its standard deviations too), so it follows the optimiser.
+
+    Example:
+        >>> from fastac.networks import mlp
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> acting = ArrayActor(CategoricalActor(mlp([4, 8, 2])))
+        >>> noise = acting.noise((10, 3), generator)  # ten steps of three environments
+        >>> acting.sample(np.zeros((3, 4), np.float32), noise[0]).shape
+        (3,)
+    """
+
+    def __init__(self, actor: Actor):
+        self._forward = array_forward(actor.network)
+        self._log_std = None if isinstance(actor, CategoricalActor) else actor.log_std.detach()
+        parameter = list(actor.network.parameters())[-1]
+        self._size = parameter.shape[0]
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> NDArray[np.float32]:
+        """Returns what `sample` needs for actions of `shape`: `(*shape, n)` Gumbel or `(*shape, A)` normal noise."""
+        if self._log_std is None:
+            return gumbel((*shape, self._size), generator).numpy()
+        return torch.randn((*shape, self._size), generator=generator).numpy()
+
+    def sample(self, observations: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[Any]:
+        """Returns raw actions, `(B,)` int64 or `(B, A)` float32, of observations `(B, D)`."""
+        outputs = self._forward(observations)
+        if self._log_std is None:
+            drawn: NDArray[Any] = np.argmax(outputs + noise, axis=-1)
+        else:
+            drawn = outputs + np.exp(self._log_std.cpu().numpy()) * noise
+        return drawn
+
+    def mode(self, observations: NDArray[np.float32]) -> NDArray[Any]:
+        """Returns the most probable raw actions."""
+        outputs = self._forward(observations)
+        return np.argmax(outputs, axis=-1) if self._log_std is None else outputs
+
+
+def array_forward(network: nn.Module) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Returns a function from float32 arrays `(B, D)` to arrays that runs `network` without a gradient.
+
+    An MLP of `Linear`, `Tanh` and `ReLU` on the CPU runs in numpy on the weights' own memory (a fifth of the time of a
+    torch call at acting sizes, where calls cost more than arithmetic), so it follows every optimiser step. Any other
+    module, or one on a GPU, runs in torch. The two agree to float32 rounding.
+
+    Example:
+        >>> network = mlp([4, 8, 2])
+        >>> array_forward(network)(np.zeros((3, 4), np.float32)).shape
+        (3, 2)
+    """
+    parameter = next(network.parameters())
+    layers = list(network) if isinstance(network, nn.Sequential) else [network]
+    plain = parameter.device.type == "cpu" and all(
+        type(layer) in (nn.Tanh, nn.ReLU)
+        or (type(layer) is nn.Linear and layer.bias is not None and layer.weight.dtype == torch.float32)
+        for layer in layers
+    )
+    if not plain:
+
+        def run_torch(observations: NDArray[np.float32]) -> NDArray[np.float32]:
+            with torch.inference_mode():
+                outputs: Tensor = network(torch.from_numpy(observations).to(parameter.device))
+                return outputs.cpu().numpy()
+
+        return run_torch
+
+    steps: list[tuple[type[nn.Module], Any, Any]] = []
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            assert layer.bias is not None
+            steps.append((nn.Linear, layer.weight.detach().numpy().T, layer.bias.detach().numpy()))
+        else:
+            steps.append((type(layer), None, None))
+
+    def run_numpy(observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        x = observations
+        for kind, weight, bias in steps:
+            if kind is nn.Linear:
+                x = x @ weight
+                x += bias
+            elif kind is nn.Tanh:
+                x = np.tanh(x, out=x if x is not observations else None)
+            else:
+                x = np.maximum(x, 0.0, out=x if x is not observations else None)
+        return x
+
+    return run_numpy

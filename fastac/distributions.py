@@ -1,0 +1,91 @@
+"""Action distributions without the overhead of `torch.distributions`: no validation, no broadcasting, one pass."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+class Categorical:
+    """pi(a) = exp(logits_a) / sum_b exp(logits_b) over n actions.
+
+    Args:
+        logits: Shape `(B, n)`, finite; normalised here once.
+
+    Example:
+        >>> Categorical(torch.zeros(1, 4)).entropy().exp()
+        tensor([4.])
+    """
+
+    def __init__(self, logits: Tensor):
+        self.log_probs = torch.log_softmax(logits, dim=-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Returns log pi(a), shape `(B,)`, of integer (int64) actions `(B,)`, counted from 0."""
+        return self.log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """Returns -sum_a pi(a) log pi(a) in nats, shape `(B,)`."""
+        return -(self.log_probs.exp() * self.log_probs).sum(-1)
+
+    def mode(self) -> Tensor:
+        """Returns the most probable action, shape `(B,)`."""
+        return self.log_probs.argmax(-1)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Returns actions `(B,)` drawn with `noise` `(B, n)`, standard Gumbel: argmax_a logits_a + noise_a."""
+        return (self.log_probs + noise).argmax(-1)
+
+
+class Gaussian:
+    """N(mean, diag(exp(log_std))^2) over A-dimensional raw actions.
+
+    Log-probabilities belong to the raw action. An environment with bounds gets a clipped copy; the density of the
+    clipped action is another one.
+
+    Args:
+        mean: Shape `(B, A)`.
+        log_std: Shape `(A,)` or `(B, A)`.
+
+    Example:
+        >>> Gaussian(torch.zeros(1, 2), torch.zeros(2)).log_prob(torch.zeros(1, 2))
+        tensor([-1.8379])
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor):
+        self.mean = mean
+        self.log_std = log_std
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Returns log N(a), shape `(B,)`: -sum_i [((a_i - mean_i) / std_i)^2 / 2 + log std_i + log sqrt(2 pi)]."""
+        z = (actions - self.mean) * torch.exp(-self.log_std)
+        size = self.mean.shape[-1]
+        return -0.5 * z.square().sum(-1) - self.log_std.sum(-1) - size * LOG_SQRT_2PI
+
+    def entropy(self) -> Tensor:
+        """Returns sum_i [log std_i + 1/2 + log sqrt(2 pi)] in nats, shape `(B,)`."""
+        size = self.mean.shape[-1]
+        return (self.log_std.sum(-1) + size * (0.5 + LOG_SQRT_2PI)).expand(self.mean.shape[:-1])
+
+    def mode(self) -> Tensor:
+        """Returns the mean, shape `(B, A)`."""
+        return self.mean
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Returns actions `(B, A)` drawn with standard normal `noise` `(B, A)`: mean + std * noise."""
+        return self.mean + torch.exp(self.log_std) * noise
+
+
+def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Returns standard Gumbel noise, -log(-log u): the largest of logits + noise is a draw from their softmax.
+
+    Example:
+        >>> gumbel((2, 3), torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 3])
+    """
+    exponential = torch.empty(shape, device=generator.device).exponential_(generator=generator)
+    return -exponential.log()

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastac.acting import ArrayActor, array_forward
+from fastac.networks import CategoricalActor, GaussianActor, mlp
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("sizes", [[5, 3], [5, 16, 3], [5, 64, 64, 3]])
+def test_arrays_agree_with_torch_and_follow_the_optimiser(activation, sizes):
+    network = mlp(sizes, activation=activation, generator=generator())
+    forward = array_forward(network)
+    x = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+    kept = x.copy()
+    for _ in range(2):
+        with torch.no_grad():
+            expected = network(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(forward(x), expected, atol=1e-5)
+        assert np.array_equal(x, kept)
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.1, fused=True)
+        network(torch.from_numpy(x)).square().sum().backward()
+        optimizer.step()
+
+
+def test_a_module_of_another_kind_takes_torch():
+    network = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    x = np.ones((3, 5), np.float32)
+    with torch.no_grad():
+        np.testing.assert_allclose(array_forward(network)(x), network(torch.from_numpy(x)).numpy())
+
+
+def test_array_actor_draws_from_the_actors_distribution():
+    actor = CategoricalActor(mlp([2, 8, 3], output_gain=2.0, generator=generator(1)))
+    acting = ArrayActor(actor)
+    observations = np.tile(np.float32([[0.5, -1.0]]), (20_000, 1))
+    actions = acting.sample(observations, acting.noise((20_000,), generator(2)))
+    with torch.no_grad():
+        probs = actor(torch.from_numpy(observations[:1])).log_probs.exp().numpy()[0]
+    counts = np.bincount(actions, minlength=3) / len(actions)
+    assert np.all(np.abs(counts - probs) < 5 * np.sqrt(probs * (1 - probs) / len(actions)))
+    assert acting.mode(observations[:1])[0] == probs.argmax()
+
+
+def test_array_actor_draws_gaussians_with_the_present_deviation():
+    actor = GaussianActor(mlp([2, 8, 2], generator=generator(1)), 2)
+    acting = ArrayActor(actor)
+    observations = np.tile(np.float32([[0.5, -1.0]]), (20_000, 1))
+    with torch.no_grad():
+        actor.log_std.copy_(torch.tensor([0.5, -1.0]))
+        mean = actor(torch.from_numpy(observations[:1])).mode().numpy()[0]
+    actions = acting.sample(observations, acting.noise((20_000,), generator(2)))
+    std = np.exp([0.5, -1.0])
+    assert np.all(np.abs(actions.mean(0) - mean) < 5 * std / np.sqrt(len(actions)))
+    np.testing.assert_allclose(actions.std(0), std, rtol=0.03)
