@@ -46,6 +46,16 @@ class Step(NamedTuple):
 def make_env(env_id: str, **env_kwargs: Any) -> gymnasium.Env[Any, Any]:
     """`gymnasium.make`, with spaces checked and every failure an `EnvError` of one line.
 
+    Args:
+        env_id: a registered id; "module:Id" imports the module first.
+        **env_kwargs: passed on.
+
+    Returns:
+        The environment, still to be reset.
+
+    Raises:
+        EnvError: as `make_envs` does.
+
     Example:
         >>> make_env("CartPol-v1")
         Traceback (most recent call last):
@@ -279,8 +289,8 @@ def _why_not_restorable(make: Callable[[], Envs]) -> str | None:
             return [np.ascontiguousarray(part).tobytes() for step in steps for part in step]
 
         batches = [np.array([space.sample() for _ in range(saved.num_envs)]) for _ in range(8)]
-        # The second reset is the one that matters: it continues the generator.
-        for _ in range(2):
+        # A reset that continues the generator is what matters, and more of them than a replay has.
+        for _ in range(3):
             saved.reset()
             run(saved, batches)
         other.load_state_dict(saved._full_state())

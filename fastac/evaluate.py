@@ -91,6 +91,9 @@ def evaluate(
         deterministic: False samples the actions.
         progress: called as `progress(done, episodes)` after each episode.
 
+    Returns:
+        Returns and lengths of all episodes, in the order of their starts.
+
     Raises:
         EnvError: the environment cannot be made. ValueError: no episodes or no environments.
 
