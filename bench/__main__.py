@@ -1,6 +1,7 @@
 """`python -m bench`: the interleaved runners and the report."""
 
 import argparse
+import sys
 
 from bench import one_core  # noqa: F401  (first: it sets thread counts that libraries read when imported)
 
@@ -13,16 +14,49 @@ def seed_list(text: str) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("gae", "GAE against peers and the limit"),
+        ("returns", "discounted, n-step and lambda returns against peers and the limit"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--seconds", type=float, default=3.0, help="least time spent on a case")
+    commands.add_parser("overhead", help="one small call; import; first calls")
+    training = commands.add_parser("training", help="PPO steps per CPU-second against SB3, in turn")
+    training.add_argument("--rounds", type=int, default=5)
+    training.add_argument("--updates", type=int, default=40, help="rollouts of 512 steps in a round")
     learning = commands.add_parser("learning", help="PPO's learning results over seeds")
     learning.add_argument("--library", choices=("fastac", "sb3"), required=True)
     learning.add_argument("--setting", choices=("cleanrl", "zoo"), required=True)
     learning.add_argument("--seeds", type=seed_list, default=seed_list("0-9"), help="a range such as 0-9")
+    report = commands.add_parser("report", help="write the README's tables and figure from the recorded results")
+    report.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")
     arguments = parser.parse_args()
+    sys.exit(run(arguments))
 
-    if arguments.command == "learning":
-        from bench import learning as learning_runs
 
-        learning_runs.main(arguments.library, arguments.setting, arguments.seeds)
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.command in ("gae", "returns"):
+        from bench import estimators
+
+        names = ("gae",) if arguments.command == "gae" else estimators.RETURNS
+        estimators.main(arguments.command, names, arguments.seconds)
+    elif arguments.command == "overhead":
+        from bench import overhead
+
+        overhead.main()
+    elif arguments.command == "training":
+        from bench import training
+
+        training.main(arguments.rounds, arguments.updates)
+    elif arguments.command == "learning":
+        from bench import learning
+
+        learning.main(arguments.library, arguments.setting, arguments.seeds)
+    else:
+        from bench import report
+
+        return report.main(check=arguments.check)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,104 @@
+"""What is computed: estimators, shapes, inputs, and float64 results that every contender has to agree with."""
+
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHAPES = ((2048, 1), (128, 8), (128, 128), (2048, 64), (32, 4096), (1024, 1024))
+SMALLEST = (128, 8)
+ESTIMATORS = ("gae", "discounted_returns", "n_step_returns", "lambda_returns")
+FORMS = ("short", "full")
+GAMMA, LAMBDA, N_STEPS = 0.99, 0.95, 5
+
+Form = Literal["short", "full"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One estimator on one input, time-major `(T, N)` float32, flags bool.
+
+    `short`: one next value for each column, rows terminate with probability 0.02. `full`: a next value for each row,
+    and rows are truncated, too, with probability 0.01. Next values are the shifted values except where an episode ends.
+    """
+
+    estimator: str
+    form: Form
+    T: int
+    N: int
+    rewards: NDArray[np.float32]
+    values: NDArray[np.float32]
+    next_values: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+
+    @property
+    def last_values(self) -> NDArray[np.float32]:
+        """The short form's next values, `(N,)`."""
+        return self.next_values[-1]
+
+    @property
+    def ended(self) -> NDArray[np.bool_]:
+        return self.terminated | self.truncated
+
+    @property
+    def outputs(self) -> int:
+        return 2 if self.estimator == "gae" else 1
+
+    @property
+    def reads_values(self) -> bool:
+        return self.estimator != "discounted_returns"
+
+    @property
+    def bytes_per_element(self) -> int:
+        return 4 * (1 + self.reads_values + self.outputs) + 1 + (5 if self.form == "full" else 0)
+
+
+def make_case(estimator: str, form: Form, shape: tuple[int, int], *, ends: bool = True) -> Case:
+    """A case from a fixed seed; `ends=False` leaves every flag unset."""
+    T, N = shape
+    generator = np.random.default_rng(0)
+    observed = generator.standard_normal((T + 1, N), dtype=np.float32)
+    rewards = generator.standard_normal((T, N), dtype=np.float32)
+    terminated = (generator.random((T, N)) < 0.02) & ends
+    truncated = (generator.random((T, N)) < 0.01) & ~terminated & (form == "full") & ends
+    next_values = observed[1:].copy()
+    next_values[truncated] = generator.standard_normal(int(truncated.sum()), dtype=np.float32)
+    return Case(estimator, form, T, N, rewards, observed[:-1].copy(), next_values, terminated, truncated)
+
+
+def expected(case: Case) -> tuple[NDArray[np.float64], ...]:
+    """Float64 results, row by row from the last."""
+    r, v, w = (array.astype(np.float64) for array in (case.rewards, case.values, case.next_values))
+    w = np.where(case.terminated, 0.0, w)
+    going = ~case.ended
+    out = np.zeros((case.T, case.N))
+    if case.estimator == "n_step_returns":
+        for t in range(case.T):
+            discount, alive = np.ones(case.N), np.ones(case.N, dtype=bool)
+            for k in range(t, min(t + N_STEPS, case.T)):
+                last = alive & (case.ended[k] | (k == min(t + N_STEPS, case.T) - 1))
+                out[t] += np.where(alive, discount * r[k], 0) + np.where(last, discount * GAMMA * w[k], 0)
+                alive, discount = alive & going[k], discount * GAMMA
+        return (out,)
+    carry = np.zeros(case.N)
+    for t in reversed(range(case.T)):
+        inside = going[t] & (t < case.T - 1)
+        if case.estimator == "gae":
+            carry = r[t] + GAMMA * w[t] - v[t] + np.where(inside, GAMMA * LAMBDA * carry, 0)
+        elif case.estimator == "discounted_returns":
+            carry = r[t] + GAMMA * np.where(inside, carry, w[t])
+        else:
+            carry = r[t] + GAMMA * np.where(inside, (1 - LAMBDA) * w[t] + LAMBDA * carry, w[t])
+        out[t] = carry
+    return (out, out + v) if case.estimator == "gae" else (out,)
+
+
+def disagreement(results: tuple[Any, ...], case: Case) -> float:
+    """Largest difference from float64, in units of the largest result; a peer may return the first result alone."""
+    worst = 0.0
+    for result, reference in zip(results, expected(case), strict=False):
+        difference = np.abs(np.asarray(result, dtype=np.float64) - reference)
+        worst = max(worst, float(np.max(difference) / np.max(np.abs(reference))))
+    return worst

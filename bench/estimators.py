@@ -1,0 +1,70 @@
+"""The interleaved runner over estimators, forms and shapes; its JSON is what the README's table is made from."""
+
+import warnings
+from typing import Any
+
+from bench import contenders, record, timing
+from bench.cases import ESTIMATORS, FORMS, SHAPES, make_case
+
+RETURNS = tuple(name for name in ESTIMATORS if name != "gae")
+
+
+def measure(
+    estimator: str, form: Any, shape: tuple[int, int], absent: dict[str, str], seconds: float
+) -> dict[str, Any]:
+    """Times of everyone who computes this case; who does not, and why, is part of the result."""
+    case = make_case(estimator, form, shape)
+    calls, not_offered, failed = {}, {}, {}
+    for name in contenders.names():
+        if name in absent:
+            continue
+        try:
+            calls[name] = contenders.build(name, case).call
+        except contenders.NotOfferedError as reason:
+            not_offered[name] = str(reason)
+        except Exception as error:  # a peer that fails is reported and stops nobody else
+            if name == "fastac":
+                raise
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    samples = timing.interleave(calls, seconds=seconds)
+    return {
+        "estimator": estimator,
+        "form": form,
+        "T": shape[0],
+        "N": shape[1],
+        "bytes_per_element": case.bytes_per_element,
+        "rounds": len(samples["fastac"]),
+        "contenders": timing.summarise(samples, "fastac"),
+        "not_offered": not_offered,
+        "failed": failed,
+    }
+
+
+def main(result_name: str, estimators: tuple[str, ...], seconds: float) -> None:
+    warnings.filterwarnings("ignore", module="torchrl")
+    absent = contenders.missing()
+    for name, reason in absent.items():
+        print(f"missing: {name} ({reason})", flush=True)
+    results = []
+    for estimator in estimators:
+        for form in FORMS:
+            for shape in SHAPES:
+                result = measure(estimator, form, shape, absent, seconds)
+                results.append(result)
+                shown = "  ".join(
+                    f"{name} {entry['median_ns'] / 1e3:.2f} us ({entry['over_fastac']:.2f}x)"
+                    for name, entry in result["contenders"].items()
+                )
+                print(
+                    f"{estimator} {form} {shape}: {shown}", *(f"FAILED {k}: {v}" for k, v in result["failed"].items())
+                )
+    record.write(
+        record.RESULTS / f"{result_name}.json",
+        {
+            "command": f"python -m bench {result_name}",
+            "machine": record.machine(),
+            "method": "interleaved rounds; median ns per call, quartiles, median over rounds of time over fastac's",
+            "missing": absent,
+            "results": results,
+        },
+    )

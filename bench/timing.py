@@ -1,0 +1,66 @@
+"""Interleaved timing: the machine's noise falls on every contender of a round alike, and ratios are taken per round."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+SAMPLE_NS = 200_000  # calls are repeated within a sample until it takes about this long
+SLOW_NS = 10_000_000
+SLOW_ROUNDS = 5
+
+
+def repeats(call: Callable[[], Any]) -> int:
+    """How many calls make a sample; the call is warm afterwards."""
+    call()
+    start, count = time.perf_counter_ns(), 0
+    while (elapsed := time.perf_counter_ns() - start) < SAMPLE_NS:
+        call()
+        count += 1
+    return max(1, round(count * SAMPLE_NS / elapsed))
+
+
+def interleave(calls: Mapping[str, Callable[[], Any]], *, seconds: float, rounds: int = 15) -> dict[str, list[float]]:
+    """Nanoseconds per call, one figure a round, of each contender.
+
+    In a round each is timed in turn, after one untimed call that brings its own data back into the cache; the first of
+    a round changes from round to round. At least `rounds` rounds, more until `seconds` have passed; contenders slower
+    than 10 ms a call sit out all but the first few.
+    """
+    counts = {name: repeats(call) for name, call in calls.items()}
+    order = list(calls)
+    samples: dict[str, list[float]] = {name: [] for name in order}
+    end = time.perf_counter() + seconds
+    gc.collect()
+    gc.disable()
+    try:
+        while max(map(len, samples.values())) < rounds or time.perf_counter() < end:
+            for name in order:
+                call, count = calls[name], counts[name]
+                if len(samples[name]) >= SLOW_ROUNDS and samples[name][0] > SLOW_NS:
+                    continue
+                call()
+                start = time.perf_counter_ns()
+                for _ in range(count):
+                    call()
+                samples[name].append((time.perf_counter_ns() - start) / count)
+            order.append(order.pop(0))
+    finally:
+        gc.enable()
+    return samples
+
+
+def summarise(samples: Mapping[str, list[float]], base: str) -> dict[str, dict[str, float]]:
+    """Median and quartiles in nanoseconds, and the median over rounds of each contender's time over the base's."""
+    summary = {}
+    for name, times in samples.items():
+        low, median, high = statistics.quantiles(times, n=4)
+        ratio = statistics.median(time / own for time, own in zip(times, samples[base], strict=False))
+        summary[name] = {
+            "median_ns": round(median, 1),
+            "low_ns": round(low, 1),
+            "high_ns": round(high, 1),
+            f"over_{base}": round(ratio, 3),
+        }
+    return summary
