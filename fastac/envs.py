@@ -183,9 +183,15 @@ class VectorEnvs(Envs):
         rewards, terminated, truncated = np.array(rewards), np.array(terminated), np.array(truncated)
         next_step = self.autoreset_mode == "next_step"
         mask = ~self._ended if next_step else self._all_valid.copy()
-        self._ended = (terminated | truncated) & mask
-        np.add(self._returns, rewards, out=self._returns, where=mask)
+        self._ended = terminated | truncated
+        if next_step:
+            self._ended &= mask
+            np.add(self._returns, rewards, out=self._returns, where=mask)
+        else:
+            self._returns += rewards
         self._lengths += mask
+        if not np.count_nonzero(self._ended):
+            return self._step(rewards, terminated, truncated, mask, (), (), ())
         ended: list[int] = np.flatnonzero(self._ended).tolist()
         finals = [self._observations[i] if next_step else infos["final_obs"][i] for i in ended]
         lengths: list[int] = self._lengths[ended].tolist()
