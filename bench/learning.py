@@ -7,6 +7,7 @@ recorded already is skipped, so an interrupted run goes on where it stopped.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ import gymnasium
 import numpy as np
 
 from bench import record
-from bench.ppo_settings import ENV_ID, MAPPING, SETTINGS, Setting, sb3_model
+from bench.ppo_settings import ENV_ID, MAPPING, SETTINGS, Setting, fastac_config, sb3_model
 
 EPISODES = 100
 FIRST_START = 10_000
@@ -54,7 +55,7 @@ def run_sb3(setting: Setting, seed: int) -> dict[str, Any]:
 
         def _on_rollout_end(self) -> None:
             recent = [info["r"] for info in self.model.ep_info_buffer]
-            if recent and self.num_timesteps >= (len(self.points) + 1) * setting.steps / CURVE_POINTS:
+            if recent and due(self.num_timesteps, self.points, setting):
                 self.points.append([self.num_timesteps, round(float(np.mean(recent)), 1)])
 
     model, curve = sb3_model(setting, seed), Curve()
@@ -63,6 +64,25 @@ def run_sb3(setting: Setting, seed: int) -> dict[str, Any]:
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     returns = evaluate(lambda observations: model.predict(observations, deterministic=True)[0])
     return summary(seed, int(model.num_timesteps), cpu, wall, returns, curve.points)
+
+
+def run_fastac(setting: Setting, seed: int) -> dict[str, Any]:
+    from fastac.algorithms import ppo
+
+    points: list[list[float]] = []
+
+    def curve(progress: Any) -> None:
+        if not math.isnan(progress.episode_return) and due(progress.global_step, points, setting):
+            points.append([progress.global_step, round(progress.episode_return, 1)])
+
+    cpu, wall = time.process_time(), time.perf_counter()
+    result = ppo.train(fastac_config(setting, seed), callback=curve)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return summary(seed, result.global_step, cpu, wall, evaluate(result.policy.act), points)
+
+
+def due(step: int, points: list[list[float]], setting: Setting) -> bool:
+    return step >= (len(points) + 1) * setting.steps / CURVE_POINTS
 
 
 def summary(
@@ -83,7 +103,7 @@ def summary(
     }
 
 
-RUNNERS: dict[str, Callable[[Setting, int], dict[str, Any]]] = {"sb3": run_sb3}
+RUNNERS: dict[str, Callable[[Setting, int], dict[str, Any]]] = {"fastac": run_fastac, "sb3": run_sb3}
 
 
 def main(library: str, setting_name: str, seeds: list[int]) -> None:

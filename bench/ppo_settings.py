@@ -77,7 +77,7 @@ SETTINGS = {
 
 MAPPING = {
     "network": "separate tanh 64x64 actor and critic, orthogonal, gains sqrt 2, 0.01 (policy), 1 (value) in both",
-    "vf_coef": "CleanRL weighs half the squared error by 0.5, SB3 the squared error itself: SB3 gets 0.25",
+    "vf_coef": "CleanRL and fastac weigh half the squared error, SB3 the whole: SB3 gets half the coefficient",
     "clip_vloss": "CleanRL takes the larger of clipped and unclipped; SB3's clip_range_vf has the clipped one alone",
     "anneal_lr": "linear to 0 in both; SB3 reads its schedule after the rollout, so it is one update ahead",
     "truncation": "both bootstrap from the final observation's value (CleanRL does not)",
@@ -122,4 +122,34 @@ def sb3_model(setting: Setting, seed: int) -> Any:
         seed=seed,
         device="cpu",
         verbose=0,
+    )
+
+
+def fastac_config(setting: Setting, seed: int) -> Any:
+    """Options of fastac for the same training; `clip_coef` bounds the values' change, too, as in CleanRL."""
+    from fastac.algorithms import ppo
+
+    return ppo.Config(
+        env_id=ENV_ID,
+        seed=seed,
+        total_timesteps=setting.steps,
+        learning_rate=setting.learning_rate,
+        num_envs=setting.num_envs,
+        num_steps=setting.num_steps,
+        anneal_lr=setting.anneal_lr,
+        gamma=setting.gamma,
+        gae_lambda=setting.gae_lambda,
+        num_minibatches=setting.num_minibatches,
+        update_epochs=setting.update_epochs,
+        norm_adv=True,
+        clip_coef=setting.clip_coef,
+        anneal_clip=setting.anneal_clip,
+        clip_vloss=setting.clip_vloss,
+        ent_coef=setting.ent_coef,
+        vf_coef=2 * setting.value_mse_coef,
+        max_grad_norm=setting.max_grad_norm,
+        hidden_sizes=setting.hidden_sizes,
+        activation="tanh",
+        device="cpu",
+        torch_threads=1,
     )
