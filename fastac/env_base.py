@@ -133,7 +133,7 @@ class Envs(ABC):
         self._actions_shape = (num_envs, *(action_space.shape or ()))
         self._action_dtype = np.dtype(action_space.dtype)
         self._returns = np.zeros(num_envs)
-        self._observations: NDArray[Any] = np.empty(self._observations_shape, self._observation_dtype)
+        self._observations: NDArray[Any] = np.zeros(self._observations_shape, self._observation_dtype)
         self._all_valid = np.ones(num_envs, np.bool_)
         self._no_observations: NDArray[Any] = self._observations[:0].copy()
         self._no_returns = np.empty(0)

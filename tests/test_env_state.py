@@ -13,6 +13,12 @@ from fastac.env_state import ActionHistory, EnvError, plain_attributes
 from fastac.envs import Envs, Step, make_envs
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MuJoCo writes its log where it stands."""
+    monkeypatch.chdir(tmp_path)
+
+
 def batches(envs: Envs, length: int, seed: int) -> list[NDArray[Any]]:
     generator = np.random.default_rng(seed)
     space, n = envs.single_action_space, envs.num_envs
@@ -116,6 +122,7 @@ def test_a_restored_state_can_be_saved_again() -> None:
         envs.step(batch)
     second, third = make_envs("CartPole-v1", 2, seed=1), make_envs("CartPole-v1", 2, seed=2)
     second.load_state_dict(envs.state_dict())
+    assert second.state_dict()["observations"].tobytes() == envs.state_dict()["observations"].tobytes()
     for batch in batches(envs, 5, seed=1):
         envs.step(batch)
         second.step(batch)

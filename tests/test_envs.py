@@ -181,9 +181,25 @@ def test_a_step_is_the_callers_to_keep(envs: Envs) -> None:
         for a, b in zip(step, copy, strict=True):
             np.testing.assert_array_equal(a, b)
             a[...] = 1
+        step.mask[:] = False
     other = rollout(envs, 10)[2]
     assert [step.episode_lengths.tolist() for step in other if len(step.episode_lengths)]
     assert all(step.mask.all() for step in other) == (envs.autoreset_mode == "same_step")
+
+
+def test_a_reset_midway_starts_the_sums_anew(envs: Envs) -> None:
+    envs.reset()
+    for _ in range(2):
+        envs.step(np.ones(N, np.int64))
+    starts = envs.reset()[:, 0]
+    assert envs.step(np.ones(N, np.int64)).mask.all()
+    step = envs.step(np.zeros(N, np.int64))
+    while not step.terminated.any():
+        step = envs.step(np.zeros(N, np.int64))
+    first = np.flatnonzero(step.terminated)
+    assert step.episode_lengths.tolist() == [2 + 3 + int(starts[i]) for i in first]
+    # start + 1, then down to -3
+    assert step.episode_returns.tolist() == [starts[i] + 1 + sum(range(-3, int(starts[i]) + 1)) for i in first]
 
 
 def test_the_filler_is_masked_across_rollouts() -> None:
