@@ -209,11 +209,8 @@ class Envs(ABC):
         Raises:
             EnvError: the state is another environment's, or replaying it did not lead to the observations saved in it.
         """
-        for name, expected in (
-            ("env_id", self.env_id),
-            ("num_envs", self.num_envs),
-            ("restores_by", self._restores_by),
-        ):
+        ours = {"env_id": self.env_id, "num_envs": self.num_envs, "restores_by": self._restores_by}
+        for name, expected in ours.items():
             if state.get(name) != expected:
                 raise EnvError(f"state: {name} is {state.get(name)!r}, expected {expected!r}")
         saved = np.asarray(state["observations"])

@@ -8,6 +8,8 @@ is False. The conventions are those of `fastac.gae`.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -209,13 +211,21 @@ class VectorEnvs(Envs):
         return np.array(self._vector.reset(seed=seeds)[0])
 
 
+def _replayable_in_worker(main_process: int, env: gymnasium.Env[Any, Any]) -> Replayable:
+    if os.getpid() != main_process:
+        # Ctrl-C reaches every process at once. The main one has a checkpoint to write and needs the workers' states.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return Replayable(env)
+
+
 class AsyncEnvs(VectorEnvs):
     """Copies in one process each (`gymnasium.vector.AsyncVectorEnv`), with same-step autoreset."""
 
     def __init__(self, env_id: str, num_envs: int, seed: int, env_kwargs: Mapping[str, Any]) -> None:
         # copy=False: the workers' shared memory is copied here, once.
         vector_kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP, "copy": False}
-        kwargs = {"vectorization_mode": "async", "vector_kwargs": vector_kwargs, "wrappers": [Replayable], **env_kwargs}
+        wrappers = [partial(_replayable_in_worker, os.getpid())]
+        kwargs = {"vectorization_mode": "async", "vector_kwargs": vector_kwargs, "wrappers": wrappers, **env_kwargs}
         vector = attempt(env_id, lambda: gymnasium.make_vec(env_id, num_envs, **kwargs))
         # A copy in a worker behaves as one in this process does, which is cheaper to make.
         remake = partial(SyncEnvs, env_id, 1, seed, env_kwargs)

@@ -1,5 +1,7 @@
 """Environments go on bit for bit from where they were saved, or say why they cannot."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,18 @@ def test_processes_and_loops_restore_each_other() -> None:
     for batch in batches(workers, 50, seed=1):
         assert same(workers.step(batch), loop.step(batch))
     workers.close()
+
+
+def test_ctrl_c_leaves_the_workers_to_be_saved() -> None:
+    envs = make_envs("CartPole-v1", 2, seed=0, vectorization="async")
+    envs.reset()
+    for process in envs._vector.processes:  # type: ignore[attr-defined]
+        os.kill(process.pid, signal.SIGINT)
+    envs.step([0, 1])
+    assert len(envs.state_dict()["actions"][0]) == 1
+    envs.close()
+    with pytest.raises(KeyboardInterrupt):  # here it still means what it did
+        signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize(
