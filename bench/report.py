@@ -1,0 +1,239 @@
+"""README's tables and figure, written from the recorded results and from nothing else.
+
+A table goes between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`, one pair for each name in `TABLES` that the
+README wants. `python -m bench report` rewrites them; `--check` says whether anything would change.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench import record
+
+README = record.ROOT / "README.md"
+REQUIRED = ("gae", "training", "learning")
+PEERS = ("rlax", "tianshou", "rlox", "sb3", "torchrl", "scipy")
+TITLES = {"sb3": "SB3", "torchrl": "TorchRL", "scipy": "SciPy `lfilter`"}
+SETTING_TITLES = {"cleanrl": "CleanRL's classic", "zoo": "RL Zoo's CartPole"}
+
+Results = Mapping[str, dict[str, Any]]
+
+
+class ReportError(ValueError):
+    """Results or markers that are not there; the message is one line for the user."""
+
+
+def load(folder: Path = record.RESULTS) -> dict[str, dict[str, Any]]:
+    """All recorded results by name; those of learning as `learning/LIBRARY-SETTING`."""
+    return {path.relative_to(folder).with_suffix("").as_posix(): record.read(path) for path in folder.rglob("*.json")}
+
+
+def need(results: Results, name: str) -> dict[str, Any]:
+    if name not in results:
+        raise ReportError(f"bench/results/{name}.json is missing: run `python -m bench {name.split('/')[0]}` first")
+    return results[name]
+
+
+def microseconds(nanoseconds: float) -> str:
+    value = nanoseconds / 1e3
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def times(ratio: float) -> str:
+    """A ratio to two decimals, or fewer where they say nothing."""
+    return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.1f}x" if ratio >= 10 else f"{ratio:.2f}x"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    ruler = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ruler, *rows])
+
+
+def peer_time(contenders: dict[str, dict[str, float]], peer: str) -> dict[str, float] | None:
+    """A peer's fastest function for this case: rlox has two for one environment."""
+    entries = [contenders[name] for name in (peer, f"{peer}_single") if name in contenders]
+    return min(entries, key=lambda entry: entry["median_ns"]) if entries else None
+
+
+def estimator_table(result: dict[str, Any], estimator: str, form: str) -> str:
+    """One row a shape: fastac's time, its share of the limit, each peer's time and how many times fastac's it is."""
+    cases = [case for case in result["results"] if (case["estimator"], case["form"]) == (estimator, form)]
+    peers = [p for p in PEERS if any(peer_time(case["contenders"], p) for case in cases)]
+    rows = []
+    for case in cases:
+        contenders = case["contenders"]
+        entries = {peer: peer_time(contenders, peer) for peer in peers}
+        best = min((e["median_ns"] for e in entries.values() if e), default=None)
+        row = [
+            f"{case['T']} x {case['N']}",
+            microseconds(contenders["fastac"]["median_ns"]),
+            f"{contenders['fastac']['median_ns'] / (case['T'] * case['N']):.2f}",
+            f"{contenders['limit']['over_fastac']:.2f}",
+        ]
+        for entry in entries.values():
+            cell = f"{microseconds(entry['median_ns'])} ({times(entry['over_fastac'])})" if entry else "-"
+            row.append(f"**{cell}**" if entry and entry["median_ns"] == best else cell)
+        rows.append(row)
+    header = ["T x N", "fastac, us", "ns an element", "of the limit", *(f"{TITLES.get(p, p)}, us" for p in peers)]
+    return table(header, rows)
+
+
+def footnote(result: dict[str, Any], *, also: str = "") -> str:
+    """Machine, versions, command and what was missing: beside every table."""
+    machine = result["machine"]
+    versions = machine["versions"]
+    named = [f"{name} {versions[name]}" for name in ("numba", "jax", "rlax", "tianshou", "rlox", "torch", "torchrl")]
+    named += [f"stable-baselines3 {versions['stable-baselines3']}"]
+    absent = result.get("missing") or {}
+    gaps = f" Missing: {', '.join(sorted(absent))}." if absent else ""
+    return (
+        f"<sub>One core of {machine['cpu']}, one thread; {', '.join(n for n in named if not n.endswith('None'))}; "
+        f"{machine['date']}; `{result['command']}`.{also}{gaps}</sub>"
+    )
+
+
+def gae(results: Results) -> str:
+    result = need(results, "gae")
+    return "\n\n".join(
+        [
+            "GAE, float32, NumPy with `out=`; a next value for each environment and `terminated`:",
+            estimator_table(result, "gae", "short"),
+            "A next value for each row, `terminated` and `truncated` (rlax, rlox and SB3 have no such form):",
+            estimator_table(result, "gae", "full"),
+            footnote(
+                result,
+                also=" Medians of interleaved rounds; in brackets the median over rounds of the peer's time over"
+                " fastac's; bold: the fastest peer. *Of the limit*: the time to stream the same bytes over fastac's."
+                " rlax and tianshou give advantages alone.",
+            ),
+        ]
+    )
+
+
+def returns(results: Results) -> str:
+    result = need(results, "returns")
+    parts = []
+    for estimator in ("discounted_returns", "n_step_returns", "lambda_returns"):
+        parts += [f"`{estimator}`, a next value for each environment:", estimator_table(result, estimator, "short")]
+    return "\n\n".join([*parts, footnote(result, also=" n = 5. SciPy's filter knows no episode's end.")])
+
+
+def overhead(results: Results) -> str:
+    result = need(results, "overhead")
+    calls, first, imports = result["calls"], result["first_call_seconds"], result["import_seconds"]
+    kinds = {
+        "numpy_out": "NumPy, `out=`",
+        "numpy": "NumPy",
+        "tensor_out": "tensors, `out=`",
+        "tensor": "tensors",
+    }
+    rows = [[f"`gae` at 128 x 8, {title}", f"{calls[kind]['median_ns'] / 1e3:.2f} us"] for kind, title in kinds.items()]
+    rows.append(["`import fastac` (NumPy and Numba included)", f"{imports['fastac']:.2f} s"])
+    for name, seconds in first.items():
+        rows.append([f"first GAE call of a process, {name}", f"{seconds['first']:.2f} s"])
+        if name == "fastac":
+            rows.append(["the same with cached machine code", f"{seconds['again'] * 1e3:.0f} ms"])
+    return table(["", "time"], rows) + "\n\n" + footnote(result)
+
+
+def training(results: Results) -> str:
+    result = need(results, "training")
+    speeds = result["steps_per_cpu_second"]
+    rows = [
+        [
+            TITLES.get(name, name),
+            f"{speed['median']:,.0f}",
+            f"{min(speed['rounds']):,.0f} to {max(speed['rounds']):,.0f}",
+        ]
+        for name, speed in speeds.items()
+    ]
+    lead = (
+        f"PPO on {result['env_id']}, CleanRL's hyperparameters, both libraries in turn, one core: "
+        f"fastac makes **{result['ratio']:.2f} times** SB3's steps per CPU-second."
+    )
+    return "\n\n".join([lead, table(["", "steps per CPU-second", "rounds"], rows), footnote(result)])
+
+
+def learning(results: Results) -> str:
+    from fastac.evaluate import bootstrap_interval, interquartile_mean
+
+    rows, shown = [], None
+    for setting, title in SETTING_TITLES.items():
+        for library in ("fastac", "sb3"):
+            name = f"learning/{library}-{setting}"
+            result = need(results, name)
+            shown = shown or result
+            means = [run["mean_return"] for run in result["runs"]]
+            low, high = bootstrap_interval(means, interquartile_mean)
+            rows.append(
+                [
+                    f"{title}, {result['runs'][0]['steps']:,} steps",
+                    TITLES.get(library, library),
+                    f"{interquartile_mean(means):.1f} [{low:.1f}, {high:.1f}]",
+                    f"{sum(means) / len(means):.1f}",
+                    f"{min(means):.1f}",
+                    str(len(means)),
+                ]
+            )
+    assert shown is not None
+    lead = f"PPO on {shown['env_id']}; {shown['evaluation']}."
+    header = ["hyperparameters", "", "interquartile mean [95 %]", "mean", "worst seed", "seeds"]
+    versions = shown["runs"][0]["versions"]
+    note = (
+        f"<sub>Intervals: bootstrap over seeds. torch {versions['torch']}, stable-baselines3 "
+        f"{versions['stable-baselines3']}, Gymnasium {versions['gymnasium']}; "
+        "`python -m bench learning --library fastac --setting cleanrl`, and so on.</sub>"
+    )
+    return "\n\n".join([lead, table(header, rows), note])
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "gae": gae,
+    "returns": returns,
+    "overhead": overhead,
+    "training": training,
+    "learning": learning,
+}
+
+
+def fill(text: str, results: Results) -> str:
+    """The README with every marked table written anew.
+
+    Raises:
+        ReportError: A required pair of markers or a result is missing, or a name is unknown.
+    """
+    found = re.findall(r"<!-- bench:(\w+) -->", text)
+    for name in found:
+        if name not in TABLES:
+            raise ReportError(f"<!-- bench:{name} -->: no such table, expected one of {', '.join(TABLES)}")
+    for name in dict.fromkeys([*REQUIRED, *found]):
+        start, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
+        if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+            raise ReportError(f"README.md: expected `{start}` once, and `{end}` once after it")
+        head, rest = text.split(start)
+        tail = rest.split(end)[1]
+        text = f"{head}{start}\n\n{TABLES[name](results)}\n\n{end}{tail}"
+    return text
+
+
+def main(*, check: bool = False, readme: Path = README, folder: Path = record.RESULTS) -> int:
+    """Write the README's tables and the figures; with `check` only compare. Returns the exit code."""
+    from bench import figure
+
+    try:
+        results = load(folder)
+        before = readme.read_text(encoding="utf-8")
+        after = fill(before, results)
+        if check:
+            stale = [str(readme.name)] * (before != after) + figure.stale(results)
+            if stale:
+                sys.stderr.write(f"out of date: {', '.join(stale)}; run `python -m bench report`\n")
+            return int(bool(stale))
+        figure.draw(results)
+        readme.write_text(after, encoding="utf-8")
+    except (ReportError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
