@@ -1,0 +1,80 @@
+"""The command line: `fastac COMMAND ...` or `python -m fastac COMMAND ...`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections.abc import Sequence
+
+HELP = """usage: fastac COMMAND ...
+
+  train ALGORITHM   train on a Gymnasium environment          fastac train ppo --env-id CartPole-v1
+  resume RUN        go on with a run where it was saved
+  eval RUN          mean return over fixed starts, with a bootstrap interval
+  warmup            compile and cache all kernels now instead of at their first call
+
+`fastac COMMAND --help` says more. RUN is a run's folder.
+"""
+# What the commands import from the "train" extra; warmup needs none of it.
+TRAIN_PACKAGES = ("torch", "gymnasium", "tyro", "rich", "tensorboard")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code (2: the command line, a file or an environment is wrong).
+
+    Example:
+        >>> main(["--help"])  # doctest: +ELLIPSIS
+        usage: fastac COMMAND ...
+        ...
+        0
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(HELP)
+        return 0 if arguments else 2
+    command = arguments[0]
+    if command == "--version":
+        import fastac
+
+        sys.stdout.write(f"fastac {fastac.__version__}\n")
+        return 0
+    if command == "warmup":
+        return warmup(arguments[1:])
+    if command not in ("train", "resume", "eval"):
+        sys.stderr.write(f"fastac: unknown command {command!r}; expected train, resume, eval or warmup\n")
+        return 2
+    if any(importlib.util.find_spec(package) is None for package in TRAIN_PACKAGES):
+        sys.stderr.write(f'fastac {command} needs the "train" extra: pip install "fastac-rl[train]"\n')
+        return 2
+    from fastac import cli
+
+    return cli.main(arguments)
+
+
+def warmup(arguments: Sequence[str]) -> int:
+    """Compiles and caches every kernel; needs the base install only."""
+    if arguments:
+        wants_help = arguments[0] in ("-h", "--help")
+        stream = sys.stdout if wants_help else sys.stderr
+        stream.write("usage: fastac warmup (no options): compiles and caches all kernels\n")
+        return 0 if wants_help else 2
+    import fastac
+
+    live = sys.stderr.isatty()
+
+    def show(done: int, total: int, name: str) -> None:
+        if live:
+            sys.stderr.write(f"\r\x1b[K{done} of {total}  {name}")
+            sys.stderr.flush()
+
+    start = time.perf_counter()
+    count = fastac.warmup(progress=show)
+    if live:
+        sys.stderr.write("\r\x1b[K")
+    sys.stdout.write(f"{count} kernels ready after {time.perf_counter() - start:.1f} s\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The algorithms: one file each, read from top to bottom like its paper."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastac.run import Callback, Result
+
+ALGORITHMS = {
+    "ppo": "Proximal policy optimisation: many gradient steps on one rollout, with the ratio clipped. "
+    "Schulman et al. 2017, arXiv:1707.06347.",
+}
+"""Module name to description and paper."""
+
+
+def resume(
+    run: str | Path,
+    callback: Callback | None = None,
+    *,
+    total_timesteps: int | None = None,
+    progress_bar: bool = False,
+) -> Result:
+    """Goes on with a run from its checkpoint: bit for bit as if it had not been stopped.
+
+    Where the environments' state cannot be restored, it says so and goes on with new episodes.
+
+    Args:
+        run: The run folder.
+        callback: As for `train`.
+        total_timesteps: A new end. Refused where something is annealed towards the old one: what is behind would then
+            have been another run's.
+        progress_bar: Show one.
+
+    Raises:
+        fastac.checkpoint.CheckpointError: missing, damaged, foreign or of a newer version.
+        fastac.run.RunError: nothing is left to do, or `total_timesteps` contradicts annealing.
+    """
+    from fastac import checkpoint
+    from fastac.policy import CHECKPOINT
+    from fastac.run import RunError
+
+    path = Path(run) / CHECKPOINT
+    state = checkpoint.load(path)
+    algorithm: Any = state.get("algorithm")
+    if algorithm not in ALGORITHMS:
+        raise checkpoint.CheckpointError(f"{path}: algorithm {algorithm!r}, expected one of {', '.join(ALGORITHMS)}")
+    module = importlib.import_module(f"fastac.algorithms.{algorithm}")
+    config = config_from_dict(module.Config, state["config"])
+    if total_timesteps is not None and total_timesteps != config.total_timesteps:
+        for name in ("anneal_lr", "anneal_clip"):
+            if getattr(config, name, False):
+                raise RunError(f"total_timesteps: got {total_timesteps}, expected {config.total_timesteps} with {name}")
+        config = dataclasses.replace(config, total_timesteps=total_timesteps)
+    if state["global_step"] >= config.total_timesteps:
+        raise RunError(f"{run}: finished, all {config.total_timesteps:,} steps are done")
+    result: Result = module.train(config, callback, run_dir=run, checkpoint=state, progress_bar=progress_bar)
+    return result
+
+
+def config_from_dict(kind: type[Any], values: dict[str, Any]) -> Any:
+    """Builds a Config from what `dataclasses.asdict` made of it, lists being tuples again."""
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

@@ -1,0 +1,445 @@
+"""Proximal policy optimisation with a clipped objective (Schulman, Wolski, Dhariwal, Radford and Klimov 2017).
+
+One iteration (their algorithm 1):
+
+1. `collect`: run the old policy in N environments for T steps.
+2. `estimate`: V of every observation, generalised advantages (Schulman et al. 2016).
+3. `update`: K epochs of shuffled minibatches, each one Adam step on
+
+       L(theta) = E[ -L_CLIP + vf_coef L_VF - ent_coef S[pi_theta](s) ]                        (eq. 9, as a loss)
+       L_CLIP   = min(rho A, clip(rho, 1 - eps, 1 + eps) A),   rho = pi_theta(a | s) / pi_old(a | s)     (eq. 7)
+
+Implementation details follow Huang et al. 2022, "The 37 implementation details of PPO".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastac.acting import ArrayActor
+from fastac.buffers import Batch, RolloutBuffer
+from fastac.envs import make_envs
+from fastac.networks import Activation, Actor, make_actor, mlp
+from fastac.normalize import ObservationNormalizer, RewardNormalizer, normalize_advantages
+from fastac.policy import Policy
+from fastac.run import Callback, Result, Run, RunError, torch_device, torch_threads
+
+MAX_LOG_RATIO = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of PPO. The defaults are CleanRL's for classic control."""
+
+    env_id: str = "CartPole-v1"
+    """Gymnasium's id; `module:Id` imports the module first."""
+    seed: int = 1
+    """Of everything random: environments, weights, actions, minibatches."""
+    total_timesteps: int = 500_000
+    """Environment steps, over all environments together; training ends with the rollout that reaches them."""
+    learning_rate: float = 2.5e-4
+    """Adam's step size (Kingma and Ba 2015)."""
+    num_envs: int = 4
+    """N, environments side by side."""
+    num_steps: int = 128
+    """T, steps of each environment in a rollout."""
+    anneal_lr: bool = True
+    """Lower the learning rate linearly to 0 over total_timesteps."""
+    gamma: float = 0.99
+    """Discount per step."""
+    gae_lambda: float = 0.95
+    """Decay of the advantage's trace per step (Schulman et al. 2016, eq. 16)."""
+    num_minibatches: int = 4
+    """Minibatches an epoch; their size is num_envs * num_steps / num_minibatches."""
+    update_epochs: int = 4
+    """K, passes over a rollout."""
+    norm_adv: bool = True
+    """Standardise the advantages of each minibatch."""
+    clip_coef: float = 0.2
+    """eps, how far the ratio may gain from leaving 1 (eq. 7)."""
+    anneal_clip: bool = False
+    """Lower clip_coef linearly to 0 over total_timesteps."""
+    clip_vloss: bool = True
+    """Clip the change of the value, too (not in the paper; from its authors' code)."""
+    ent_coef: float = 0.01
+    """Weight of the entropy bonus, per nat (eq. 9's c2)."""
+    vf_coef: float = 0.5
+    """Weight of the value loss, half a squared error (eq. 9's c1)."""
+    max_grad_norm: float = 0.5
+    """Bound on the Euclidean norm of the whole gradient."""
+    target_kl: float | None = None
+    """End the update after an epoch whose mean KL(old || new) exceeds this, in nats. None: never."""
+    dual_clip: float | None = None
+    """c > 1: where A < 0, the objective is at least c A (Ye et al. 2020, eq. 5). None: off."""
+    normalize_observations: bool = False
+    """Standardise every dimension by its running mean and deviation, clipped to +-10."""
+    normalize_rewards: bool = False
+    """Divide by the deviation of the running discounted return, clipped to +-10 (Engstrom et al. 2020)."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers, of the actor and of the critic."""
+    activation: Activation = "tanh"
+    """Between the layers."""
+    vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"
+    """One process; one process each; or the environment's own vector form, where it has one."""
+    device: str = "cpu"
+    """Where the networks live: cpu, cuda, cuda:1, ..."""
+    torch_threads: int = 1
+    """Threads of torch on the CPU while training; networks this small are fastest on one."""
+
+    def check(self) -> None:
+        """Raises `RunError` naming the option that cannot be."""
+        at_least_one = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs", "torch_threads")
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise RunError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        for name in ("gamma", "gae_lambda"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise RunError(f"{name}: got {getattr(self, name)}, expected between 0 and 1")
+        for name in ("learning_rate", "clip_coef", "max_grad_norm"):
+            if not getattr(self, name) > 0.0:
+                raise RunError(f"{name}: got {getattr(self, name)}, expected above 0")
+        if self.num_minibatches > self.num_envs * self.num_steps:
+            rows = self.num_envs * self.num_steps
+            raise RunError(f"num_minibatches: got {self.num_minibatches}, expected at most {rows}, a rollout")
+        if self.dual_clip is not None and not self.dual_clip > 1.0:
+            raise RunError(f"dual_clip: got {self.dual_clip}, expected above 1, or None")
+
+
+PRESETS = {
+    "cleanrl": Config(),
+    "cleanrl-mujoco": Config(
+        env_id="HalfCheetah-v5",
+        total_timesteps=1_000_000,
+        learning_rate=3e-4,
+        num_envs=1,
+        num_steps=2048,
+        num_minibatches=32,
+        update_epochs=10,
+        ent_coef=0.0,
+        normalize_observations=True,
+        normalize_rewards=True,
+    ),
+    # RL Baselines3 Zoo's CartPole. Its value loss is a whole squared error times 0.5, ours half of one times 1.
+    "sb3-zoo": Config(
+        total_timesteps=100_000,
+        learning_rate=1e-3,
+        num_envs=8,
+        num_steps=32,
+        gamma=0.98,
+        gae_lambda=0.8,
+        num_minibatches=1,
+        update_epochs=20,
+        anneal_clip=True,
+        clip_vloss=False,
+        ent_coef=0.0,
+        vf_coef=1.0,
+    ),
+}
+
+
+def policy_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, clip_coef: float, dual_clip: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Returns -mean min(rho A, clip(rho, 1 - eps, 1 + eps) A) (eq. 7), and log rho.
+
+    The gradient is that of the policy gradient at the old parameters, and exactly zero where A > 0 and rho > 1 + eps,
+    or A < 0 and rho < 1 - eps. The exponent is bounded at +-20, beyond which the gradient is zero, too.
+
+    Args:
+        log_probs: `(B,)`, log pi_theta(a | s).
+        old_log_probs: `(B,)`, log pi_old(a | s); no gradient.
+        advantages: `(B,)`, A; no gradient.
+        clip_coef: eps.
+        dual_clip: c of max(min(...), c A) where A < 0 (Ye et al. 2020, eq. 5).
+
+    Example:
+        >>> new, old = torch.tensor([0.5, 0.0]).log(), torch.tensor([0.25, 1.0]).log()
+        >>> policy_loss(new[:1], old[:1], torch.tensor([1.0]), clip_coef=0.2)[0]  # the ratio is 2
+        tensor(-1.2000)
+    """
+    log_ratio = (log_probs - old_log_probs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio = log_ratio.exp()
+    objective = torch.minimum(ratio * advantages, ratio.clamp(1.0 - clip_coef, 1.0 + clip_coef) * advantages)
+    if dual_clip is not None:
+        objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
+    return -objective.mean(), log_ratio
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_coef: float | None) -> Tensor:
+    """Returns 1/2 mean (V - R)^2 (eq. 9's L_VF, halved), or with `clip_coef` its pessimistic form.
+
+    That is 1/2 mean max((V - R)^2, (V_old + clip(V - V_old, -eps, eps) - R)^2).
+
+    Example:
+        >>> value_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([3.0]), clip_coef=None)
+        tensor(2.)
+    """
+    error = values - returns
+    squared_error = error * error
+    if clip_coef is not None:
+        clipped_error = values.clamp(old_values - clip_coef, old_values + clip_coef) - returns
+        squared_error = torch.maximum(squared_error, clipped_error * clipped_error)
+    return 0.5 * squared_error.mean()
+
+
+METRICS = (
+    "losses/policy_loss",
+    "losses/value_loss",
+    "losses/entropy",
+    "losses/old_approx_kl",  # k1 = -log rho, and
+    "losses/approx_kl",  # k3 = rho - 1 - log rho: both estimate KL(old || new) (Schulman 2020)
+    "losses/clipfrac",
+)
+
+
+def loss(
+    actor: Actor, critic: torch.nn.Module, batch: Batch, config: Config, clip_coef: float
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Returns the loss of a minibatch (eq. 9) and `METRICS`, all on the device."""
+    distribution = actor(batch.observations)
+    values = critic(batch.observations).squeeze(-1)
+    advantages = normalize_advantages(batch.advantages) if config.norm_adv else batch.advantages
+
+    pg_loss, log_ratio = policy_loss(
+        distribution.log_prob(batch.actions),
+        batch.log_probs,
+        advantages,
+        clip_coef=clip_coef,
+        dual_clip=config.dual_clip,
+    )
+    v_loss = value_loss(values, batch.values, batch.returns, clip_coef=clip_coef if config.clip_vloss else None)
+    entropy = distribution.entropy().mean()
+    total = pg_loss + config.vf_coef * v_loss - config.ent_coef * entropy
+
+    with torch.no_grad():
+        ratio_minus_one = log_ratio.expm1()
+        k1 = -log_ratio.mean()
+        k3 = ratio_minus_one.mean() + k1
+        clipfrac = (ratio_minus_one.abs() > clip_coef).float().mean()
+    return total, (pg_loss.detach(), v_loss.detach(), entropy.detach(), k1, k3, clipfrac)
+
+
+class PPO:
+    """Everything that changes while training, and the three parts of an iteration."""
+
+    def __init__(self, config: Config):
+        config.check()
+        self.config = config
+        device = torch_device(config.device)
+        self.envs = make_envs(config.env_id, config.num_envs, seed=config.seed, vectorization=config.vectorization)
+        observation_space = self.envs.single_observation_space
+        action_space = self.envs.single_action_space
+        discrete = isinstance(action_space, gymnasium.spaces.Discrete)
+
+        weights_seed, self_seed = np.random.SeedSequence(config.seed).generate_state(2, np.uint64).tolist()
+        weights = torch.Generator().manual_seed(weights_seed)
+        network: dict[str, Any] = {"activation": config.activation, "generator": weights}
+        actor = make_actor(observation_space, action_space, hidden_sizes=config.hidden_sizes, **network)
+        critic = mlp([*observation_space.shape, *config.hidden_sizes, 1], output_gain=1.0, **network)
+        self.actor, self.critic = actor.to(device), critic.to(device)
+        self.parameters = [*self.actor.parameters(), *self.critic.parameters()]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, eps=1e-5, fused=True)
+
+        shape = observation_space.shape
+        self.observation_normalizer = ObservationNormalizer(shape) if config.normalize_observations else None
+        self.reward_normalizer = RewardNormalizer(config.num_envs, config.gamma) if config.normalize_rewards else None
+        self.buffer = RolloutBuffer(
+            config.num_steps,
+            config.num_envs,
+            shape,
+            () if discrete else (math.prod(action_space.shape or ()),),
+            action_dtype=np.int64 if discrete else np.float32,
+            device=device,
+        )
+        self.policy = Policy(
+            self.actor,
+            observation_space,
+            action_space,
+            hidden_sizes=config.hidden_sizes,
+            activation=config.activation,
+            observation_normalizer=self.observation_normalizer,
+            seed=config.seed,
+        )
+        self.acting = ArrayActor(self.actor)
+        self.generator = torch.Generator().manual_seed(self_seed)
+        self.global_step = 0
+        self.raw_observations = self.envs.reset()
+        if self.observation_normalizer is not None:
+            self.observation_normalizer.update(self.raw_observations)
+
+    def collect(self) -> tuple[list[float], list[int]]:
+        """Runs the policy for T steps in N environments; gives returns and lengths of the episodes that ended."""
+        config, buffer, envs, policy = self.config, self.buffer, self.envs, self.policy
+        episode_returns: list[float] = []
+        episode_lengths: list[int] = []
+        noise = self.acting.noise((config.num_steps, config.num_envs), self.generator)
+        observations = policy.observe(self.raw_observations)
+        buffer.reset()
+        for t in range(config.num_steps):
+            actions = self.acting.sample(observations, noise[t])
+            # The raw action is stored: the clipped one that the environment gets has another density.
+            step = envs.step(policy.environment_actions(actions))
+            final_observations = step.final_observations
+            if self.observation_normalizer is not None:
+                # Before a filler stands the episode's last observation, which is never acted on: it is not counted.
+                ended = (step.terminated | step.truncated) & step.mask
+                counted = ~ended if envs.autoreset_mode == "next_step" else slice(None)
+                self.observation_normalizer.update(step.observations[counted])
+                final_observations = policy.observe(final_observations)
+            buffer.add(
+                observations, actions, step.rewards, step.terminated, step.truncated, step.mask, final_observations
+            )
+            # What the policy saw is what is trained on: normalised once, with the statistics of its time.
+            observations = policy.observe(step.observations)
+            self.raw_observations = step.observations
+            if len(step.episode_returns):
+                episode_returns.extend(step.episode_returns.tolist())
+                episode_lengths.extend(step.episode_lengths.tolist())
+        self.global_step += int(buffer.mask.sum())
+        return episode_returns, episode_lengths
+
+    def estimate(self) -> None:
+        """Computes old log-probabilities, values, advantages and returns of the whole rollout in one batch."""
+        config, buffer = self.config, self.buffer
+        if self.reward_normalizer is not None:
+            ended = buffer.terminated | buffer.truncated
+            buffer.rewards[:] = self.reward_normalizer(buffer.rewards, ended, buffer.mask)
+        observations = buffer.observations_to_value(self.policy.observe(self.raw_observations))
+        with torch.no_grad():
+            values = self.critic(observations).squeeze(-1)
+            rows, actions = buffer.flat()
+            log_probs = self.actor(rows).log_prob(actions)
+        buffer.compute_advantages(log_probs, values, gamma=config.gamma, gae_lambda=config.gae_lambda)
+
+    def update(self, remaining: float) -> dict[str, float]:
+        """Takes K epochs of gradient steps; returns the metrics' means over the minibatches.
+
+        Nothing is read from the device before the end (with `target_kl`, one number an epoch).
+
+        Args:
+            remaining: What is left of the training, 1 at its start, 0 at its end.
+        """
+        config = self.config
+        learning_rate = config.learning_rate * remaining if config.anneal_lr else config.learning_rate
+        clip_coef = config.clip_coef * remaining if config.anneal_clip else config.clip_coef
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        records: list[Tensor] = []
+        for _ in range(config.update_epochs):
+            start = len(records)
+            for batch in self.buffer.minibatches(config.num_minibatches, self.generator):
+                total, record = loss(self.actor, self.critic, batch, config, clip_coef)
+                self.optimizer.zero_grad()
+                total.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm, foreach=True)
+                self.optimizer.step()
+                records.append(torch.stack(record))
+            if config.target_kl is not None and float(torch.stack(records[start:])[:, 4].mean()) > config.target_kl:
+                break
+
+        valid = self.buffer.valid_rows()
+        returns, values = (field.flatten()[valid] for field in (self.buffer.returns, self.buffer.values))
+        explained = 1.0 - (returns - values).var() / returns.var()
+        numbers = torch.cat([torch.stack(records).mean(0), explained.reshape(1)]).tolist()
+        return dict(
+            zip((*METRICS, "losses/explained_variance"), numbers, strict=True),
+            **{"charts/learning_rate": learning_rate},
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything needed to go on bit for bit, in plain containers and tensors."""
+        rewards = self.reward_normalizer
+        return {
+            "global_step": self.global_step,
+            "policy": self.policy.state_dict(),
+            "critic": self.critic.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "reward_normalizer": None if rewards is None else rewards.state_dict(),
+            "generator": self.generator.get_state(),
+            "envs": None if self.envs.why_not_restorable else self.envs.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict`'s result. Environments whose state it does not hold go on with new episodes."""
+        self.global_step = state["global_step"]
+        self.actor.load_state_dict(state["policy"]["actor"])
+        self.critic.load_state_dict(state["critic"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        if self.observation_normalizer is not None:
+            self.observation_normalizer.load_state_dict(state["policy"]["observation_normalizer"])
+        if self.reward_normalizer is not None:
+            self.reward_normalizer.load_state_dict(state["reward_normalizer"])
+        if state["envs"] is not None:
+            self.raw_observations = self.envs.load_state_dict(state["envs"])
+            return
+        # New episodes, not those the run began with.
+        config = self.config
+        self.envs.close()
+        seed = config.seed + self.global_step
+        self.envs = make_envs(config.env_id, config.num_envs, seed=seed, vectorization=config.vectorization)
+        self.raw_observations = self.envs.reset()
+        if self.reward_normalizer is not None:
+            self.reward_normalizer.returns[:] = 0.0
+
+
+def train(
+    config: Config,
+    callback: Callback | None = None,
+    *,
+    run_dir: str | Path | None = None,
+    checkpoint: dict[str, Any] | None = None,
+    progress_bar: bool = False,
+) -> Result:
+    """Trains PPO.
+
+    Args:
+        config: What and how.
+        callback: Called once an iteration with a `fastac.run.Progress`; returning False stops cleanly.
+        run_dir: Where config, log and checkpoints go; new or empty. None: nothing is written.
+        checkpoint: What `fastac.checkpoint.load` returned for `run_dir`, to go on from there.
+        progress_bar: Show one on stderr.
+
+    Returns:
+        The policy, and how the training ended.
+
+    Raises:
+        fastac.envs.EnvError: unknown environment, or spaces that PPO cannot take.
+        fastac.run.RunError: an option that cannot be, or a run folder that cannot be written or is not empty.
+
+    Example:
+        >>> result = train(Config(env_id="CartPole-v1", total_timesteps=256, num_steps=64))
+        >>> result.global_step, result.policy.act(np.zeros(4)).shape
+        (256, ())
+    """
+    with torch_threads(config.torch_threads):
+        ppo = PPO(config)
+        try:
+            if checkpoint is not None:
+                ppo.load_state_dict(checkpoint)
+            with Run(
+                "ppo",
+                config,
+                ppo.policy,
+                run_dir=run_dir,
+                checkpoint=checkpoint,
+                callback=callback,
+                progress_bar=progress_bar,
+                why_not_restorable=None if run_dir is None else ppo.envs.why_not_restorable,
+            ) as run:
+                while ppo.global_step < config.total_timesteps and not run.stopped:
+                    remaining = 1.0 - ppo.global_step / config.total_timesteps
+                    episodes = ppo.collect()
+                    ppo.estimate()
+                    metrics = ppo.update(remaining)
+                    run.record(ppo.global_step, metrics, episodes, ppo.state_dict)
+                return run.finish(ppo.global_step, ppo.state_dict)
+        finally:
+            ppo.envs.close()

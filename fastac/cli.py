@@ -1,0 +1,185 @@
+"""Commands that need the "train" extra: train, resume, eval."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import gymnasium
+import tyro
+
+from fastac import checkpoint
+from fastac.algorithms import ALGORITHMS, resume
+from fastac.envs import EnvError
+from fastac.evaluate import Evaluation, evaluate
+from fastac.policy import CHECKPOINT, Policy
+from fastac.policy import load as load_policy
+from fastac.run import Result, RunError
+
+INTERRUPTED = 130
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """Go on with a run where it was saved, bit for bit as if it had not been stopped."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    total_timesteps: int | None = None
+    """A new end; only for runs that anneal nothing."""
+    eval_episodes: int = 100
+    """Episodes to evaluate at the end; 0 for none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Evaluate a run's policy over fixed starts: episode k begins with `env.reset(seed=seed + k)`."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder, or a checkpoint file."""
+    episodes: int = 100
+    """How many."""
+    seed: int = 10_000
+    """Of the first start."""
+    device: str = "cpu"
+    """Where the policy runs."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs `train`, `resume` or `eval`; returns the exit code."""
+    command, rest = arguments[0], list(arguments[1:])
+    try:
+        if command == "train":
+            return train(rest)
+        if command == "resume":
+            return go_on(rest)
+        return evaluate_run(rest)
+    except (EnvError, RunError, checkpoint.CheckpointError) as error:
+        # One line, whatever a library put into its message.
+        sys.stderr.write(f"fastac {command}: {' '.join(str(error).split())}\n")
+        return 2
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def train(arguments: list[str]) -> int:
+    """`fastac train ALGORITHM`: trains, then evaluates."""
+    options = tyro.cli(
+        train_options(preset_named_in(arguments)),
+        prog="fastac train",
+        args=arguments,
+        description="Train an algorithm.",
+    )
+    module = importlib.import_module(f"fastac.algorithms.{options.algorithm}")
+    run_dir = options.run_dir or default_run_dir(options.algorithm, options.config)
+    result: Result = module.train(options.config, run_dir=run_dir, progress_bar=True)
+    return report(result, options.config.env_id, options.eval_episodes)
+
+
+def go_on(arguments: list[str]) -> int:
+    """`fastac resume RUN`: goes on, then evaluates."""
+    options = tyro.cli(Resume, prog="fastac resume", args=arguments)
+    result = resume(options.run, total_timesteps=options.total_timesteps, progress_bar=True)
+    return report(result, env_id_of(options.run), options.eval_episodes)
+
+
+def evaluate_run(arguments: list[str]) -> int:
+    """`fastac eval RUN`."""
+    options = tyro.cli(Eval, prog="fastac eval", args=arguments)
+    if options.episodes < 1:
+        raise RunError(f"episodes: got {options.episodes}, expected at least 1")
+    env_id = env_id_of(options.run)
+    show_evaluation(load_policy(options.run, options.device), env_id, options.episodes, options.seed)
+    return 0
+
+
+def train_options(preset: str | None) -> Any:
+    """Returns the type of `fastac train`'s command line: one subcommand an algorithm, defaults from the preset."""
+    commands: list[Any] = []
+    for name, description in ALGORITHMS.items():
+        module = importlib.import_module(f"fastac.algorithms.{name}")
+        presets: dict[str, Any] = module.PRESETS
+        first = next(iter(presets))
+        options = dataclasses.make_dataclass(
+            f"Train_{name}",
+            [
+                ("config", Annotated[module.Config, tyro.conf.OmitArgPrefixes]),
+                (
+                    "preset",
+                    Annotated[
+                        Literal[tuple(presets)],
+                        tyro.conf.arg(help="Published hyperparameters to start from; other options change them."),
+                    ],
+                ),
+                ("run_dir", Annotated[Path | None, tyro.conf.arg(help="The run's folder: new, or empty.")], None),
+                ("eval_episodes", Annotated[int, tyro.conf.arg(help="Episodes to evaluate at the end; 0: none.")], 100),
+                ("algorithm", tyro.conf.Suppress[str], name),
+            ],
+            frozen=True,
+        )
+        chosen = preset if preset in presets else first
+        default = options(config=presets[chosen], preset=chosen)
+        commands.append(
+            Annotated[options, tyro.conf.subcommand(name, default=default, description=description, prefix_name=False)]
+        )
+    # tyro makes no subcommand of a single choice.
+    commands.append(Annotated[None, tyro.conf.Suppress])
+    return Union[tuple(commands)]  # noqa: UP007
+
+
+def preset_named_in(arguments: Sequence[str]) -> str | None:
+    """Returns the value of `--preset`, which sets the defaults that the parser starts from."""
+    joined = " ".join(arguments)
+    found = re.search(r"(?:^| )--preset[ =](\S+)", joined)
+    return None if found is None else found[1]
+
+
+def default_run_dir(algorithm: str, config: Any) -> Path:
+    """Returns `runs/<environment>__<algorithm>__<seed>__<seconds since 1970>`."""
+    environment = re.sub(r"[^\w.-]+", "-", config.env_id)
+    return Path("runs") / f"{environment}__{algorithm}__{config.seed}__{int(time.time())}"
+
+
+def env_id_of(run: Path) -> str:
+    """Returns the environment that a run was trained on."""
+    path = run / CHECKPOINT if run.is_dir() else run
+    config: Any = checkpoint.load(path).get("config", {})
+    if "env_id" not in config:
+        raise checkpoint.CheckpointError(f"{path}: no environment in this checkpoint")
+    env_id: str = config["env_id"]
+    return env_id
+
+
+def report(result: Result, env_id: str, episodes: int) -> int:
+    """Says how a training ended and evaluates it if all steps were done; returns the exit code."""
+    if not result.finished:
+        sys.stderr.write(f"Saved after {result.global_step:,} steps. Go on with: fastac resume {result.run_dir}\n")
+        return 128 + signal.SIGINT if result.signal is not None else 0
+    if episodes:
+        show_evaluation(result.policy, env_id, episodes)
+    return 0
+
+
+def show_evaluation(policy: Policy, env_id: str, episodes: int, seed: int = 10_000) -> Evaluation:
+    """Evaluates and prints the mean, the deviation, the interval, and whether the environment counts as solved."""
+    evaluation = evaluate(policy, env_id, episodes=episodes, seed=seed)
+    low, high = evaluation.interval
+    sys.stdout.write(
+        f"{env_id}: mean return {evaluation.mean:.1f}, deviation {evaluation.std:.1f}, "
+        f"95 % interval of the mean [{low:.1f}, {high:.1f}], {episodes} episodes from fixed starts\n"
+    )
+    # Its module, if it names one, has been imported by now.
+    threshold = gymnasium.spec(env_id.rpartition(":")[2]).reward_threshold
+    if threshold is not None:
+        solved = "solved" if evaluation.mean >= threshold else "not solved"
+        sys.stdout.write(f"{solved}: the environment asks for a mean of {threshold:g}\n")
+    return evaluation

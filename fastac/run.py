@@ -1,0 +1,303 @@
+"""A run: its folder, its log, its checkpoints, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+
+import fastac
+from fastac import checkpoint as checkpoints
+from fastac.log import CSVLog, ProgressBar, TensorBoardLog
+from fastac.policy import CHECKPOINT, Policy
+
+EPISODES = 100
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+
+
+class RunError(ValueError):
+    """An option, or a run folder, that cannot be used; the message is one line for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a callback gets, once an iteration."""
+
+    iteration: int
+    """Counted from 1."""
+    global_step: int
+    """Environment steps so far."""
+    total_timesteps: int
+    """Environment steps at the end."""
+    episode_return: float
+    """Mean undiscounted return of the last 100 episodes; NaN before the first."""
+    episode_length: float
+    """Their mean length, in steps."""
+    steps_per_second: float
+    """Since the training started, or went on."""
+    metrics: dict[str, float]
+    """The algorithm's, by name."""
+    policy: Policy
+    """As it is now: it goes on changing."""
+
+
+Callback = Callable[[Progress], bool | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a training ended."""
+
+    policy: Policy
+    """Trained."""
+    global_step: int
+    """Environment steps."""
+    episode_return: float
+    """Mean undiscounted return of the last 100 training episodes; NaN where there was none."""
+    finished: bool
+    """All steps were done; else a callback or a signal stopped it."""
+    signal: int | None
+    """The signal that stopped it."""
+    run_dir: Path | None
+    """Where everything was written."""
+
+
+class Run:
+    """The frame around an algorithm's loop: `record` once an iteration, `finish` at the end.
+
+    SIGINT (Ctrl-C) and SIGTERM stop a run that has a folder at the next iteration's end, where it is saved; a second
+    one raises `KeyboardInterrupt`.
+
+    Args:
+        algorithm: Its name, a module of `fastac.algorithms`.
+        config: Its frozen dataclass; has `total_timesteps`.
+        policy: Being trained.
+        run_dir: The folder, new or empty (or the checkpoint's); None writes nothing.
+        checkpoint: A loaded checkpoint, to go on from it.
+        callback: Called with a `Progress` at each `record`.
+        progress_bar: Show one.
+        why_not_restorable: The reason why the environments' state is not in the checkpoints, if so.
+
+    Raises:
+        RunError: the folder cannot be written, or is not empty.
+    """
+
+    def __init__(
+        self,
+        algorithm: str,
+        config: Any,
+        policy: Policy,
+        *,
+        run_dir: str | Path | None = None,
+        checkpoint: dict[str, Any] | None = None,
+        callback: Callback | None = None,
+        progress_bar: bool = False,
+        why_not_restorable: str | None = None,
+    ):
+        self.algorithm, self.config, self.policy = algorithm, config, policy
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.callback = callback
+        state = {} if checkpoint is None else checkpoint["run"]
+        self.iteration: int = state.get("iteration", 0)
+        self.episode_returns: deque[float] = deque(state.get("episode_returns", ()), maxlen=EPISODES)
+        self.episode_lengths: deque[int] = deque(state.get("episode_lengths", ()), maxlen=EPISODES)
+        self.stopped = False
+        self.signal: int | None = None
+        self._elapsed: float = state.get("elapsed_seconds", 0.0)
+        self._start_step: int = 0 if checkpoint is None else checkpoint["global_step"]
+        self._start = self._saved = time.monotonic()
+        self._handlers: dict[int, Any] = {}
+        self._csv: CSVLog | None = None
+        self._tensorboard: TensorBoardLog | None = None
+        if self.run_dir is not None:
+            if checkpoint is None:
+                create_run_folder(self.run_dir, algorithm, config)
+            try:
+                self._csv = CSVLog(self.run_dir / "progress.csv", self.iteration)
+                self._tensorboard = TensorBoardLog(self.run_dir, self._start_step)
+            except OSError as error:
+                raise RunError(f"{self.run_dir}: cannot write ({error.strerror})") from error
+            if why_not_restorable is not None:
+                when = "a resumed run would start" if checkpoint is None else "this run starts"
+                sys.stderr.write(f"The environments' state is not saved ({why_not_restorable}): {when} new episodes.\n")
+        self._bar = ProgressBar(config.total_timesteps, self._start_step) if progress_bar else None
+
+    def __enter__(self) -> Run:
+        if self.run_dir is not None and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+        if self._bar is not None:
+            if self.run_dir is not None:
+                sys.stderr.write(f"run folder {self.run_dir}\n")
+            self._bar.__enter__()
+        self._start = self._saved = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._bar is not None:
+            self._bar.__exit__(kind, error, trace)
+        for log in (self._csv, self._tensorboard):
+            if log is not None:
+                log.close()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal, self.stopped = number, True
+
+    def record(
+        self,
+        global_step: int,
+        metrics: dict[str, float],
+        episodes: tuple[list[float], list[int]],
+        state_dict: Callable[[], dict[str, Any]],
+    ) -> None:
+        """Logs an iteration, shows it, calls the callback, and saves every minute. Sets `stopped`.
+
+        Args:
+            global_step: Environment steps so far.
+            metrics: The algorithm's numbers, by name.
+            episodes: Returns and lengths of the episodes that ended in this iteration.
+            state_dict: The algorithm's state; called only to save it.
+        """
+        self.iteration += 1
+        self.episode_returns.extend(episodes[0])
+        self.episode_lengths.extend(episodes[1])
+        now = time.monotonic()
+        progress = Progress(
+            iteration=self.iteration,
+            global_step=global_step,
+            total_timesteps=self.config.total_timesteps,
+            episode_return=mean(self.episode_returns),
+            episode_length=mean(self.episode_lengths),
+            steps_per_second=(global_step - self._start_step) / max(now - self._start, 1e-9),
+            metrics=metrics,
+            policy=self.policy,
+        )
+        if self._csv is not None and self._tensorboard is not None:
+            row = {
+                "charts/episodic_return": progress.episode_return,
+                "charts/episodic_length": progress.episode_length,
+                **metrics,
+                "charts/SPS": progress.steps_per_second,
+                "time/elapsed_seconds": self._elapsed + now - self._start,
+            }
+            self._csv.write({"iteration": self.iteration, "global_step": global_step, **row})
+            self._tensorboard.write(row, global_step)
+        if self._bar is not None:
+            self._bar.update(
+                global_step, episode_return=progress.episode_return, steps_per_second=progress.steps_per_second
+            )
+        if self.callback is not None and self.callback(progress) is False:
+            self.stopped = True
+        if now - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
+            self.save(state_dict())
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Writes the checkpoint, in place of the one before."""
+        if self.run_dir is None:
+            return
+        run = {
+            "iteration": self.iteration,
+            "episode_returns": list(self.episode_returns),
+            "episode_lengths": list(self.episode_lengths),
+            "elapsed_seconds": self._elapsed + time.monotonic() - self._start,
+        }
+        config = dataclasses.asdict(self.config)
+        checkpoints.save(
+            self.run_dir / CHECKPOINT, {"algorithm": self.algorithm, "config": config, "run": run, **state}
+        )
+        self._saved = time.monotonic()
+
+    def finish(self, global_step: int, state_dict: Callable[[], dict[str, Any]]) -> Result:
+        """Saves, and says how the training ended."""
+        self.save(state_dict())
+        return Result(
+            policy=self.policy,
+            global_step=global_step,
+            episode_return=mean(self.episode_returns),
+            finished=global_step >= self.config.total_timesteps,
+            signal=self.signal,
+            run_dir=self.run_dir,
+        )
+
+
+def create_run_folder(run_dir: Path, algorithm: str, config: Any) -> None:
+    """Makes the folder and writes `config.json`: the algorithm, its options, and the versions it ran with.
+
+    Raises:
+        RunError: it cannot be written, or holds something.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if any(run_dir.iterdir()):
+            raise RunError(f"{run_dir}: not empty; take a new folder, or go on there with `fastac resume {run_dir}`")
+        content = {"algorithm": algorithm, "config": dataclasses.asdict(config), "versions": versions()}
+        (run_dir / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{run_dir}: cannot write ({error.strerror})") from error
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version(), "fastac": fastac.__version__}
+    for package in ("numpy", "numba", "torch", "gymnasium"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Sets the number of torch's CPU threads, and puts the old one back.
+
+    Example:
+        >>> with torch_threads(1):
+        ...     torch.get_num_threads()
+        1
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def torch_device(name: str) -> torch.device:
+    """Returns the device of that name.
+
+    Raises:
+        RunError: there is none here.
+
+    Example:
+        >>> torch_device("cpu")
+        device(type='cpu')
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(f"device: got {name!r}, which is not available here ({str(error).splitlines()[0]})") from error
+
+
+def mean(values: deque[float] | deque[int]) -> float:
+    """Returns the mean, or NaN of nothing."""
+    return math.fsum(values) / len(values) if values else math.nan

@@ -1,0 +1,167 @@
+"""Runs: reproducible, resumable bit for bit, and never writing over anything."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fastac import checkpoint
+from fastac.algorithms import ppo, resume
+from fastac.run import Run, RunError
+
+ENVIRONMENTS = {
+    "CartPole-v1": {},
+    "Acrobot-v1": {"normalize_rewards": True},
+    "Pendulum-v1": {"normalize_observations": True, "normalize_rewards": True},
+    "HalfCheetah-v5": {"normalize_observations": True, "normalize_rewards": True, "num_envs": 1},
+    "LunarLander-v3": {"anneal_clip": True},
+}
+TIMES = ("charts/SPS", "time/elapsed_seconds")
+
+
+def config_for(env_id, **options):
+    base = {"env_id": env_id, "num_envs": 2, "num_steps": 64, "hidden_sizes": (16, 16), "update_epochs": 2}
+    config = ppo.Config(**{**base, **ENVIRONMENTS.get(env_id, {}), **options})
+    return dataclasses.replace(config, total_timesteps=8 * config.num_envs * config.num_steps)
+
+
+def flat(state, prefix=""):
+    """Every leaf of nested containers, as bytes where it is an array."""
+    if isinstance(state, dict):
+        return {k: v for key, value in state.items() for k, v in flat(value, f"{prefix}/{key}").items()}
+    if isinstance(state, list | tuple):
+        return {k: v for i, value in enumerate(state) for k, v in flat(value, f"{prefix}/{i}").items()}
+    if isinstance(state, torch.Tensor | np.ndarray):
+        return {prefix: np.asarray(state).tobytes()}
+    return {prefix: state}
+
+
+def everything(run_dir):
+    """The checkpoint's and the log's content, but for times."""
+    state = flat(checkpoint.load(run_dir / "checkpoint.pt"))
+    del state["/run/elapsed_seconds"]
+    rows = list(csv.DictReader((run_dir / "progress.csv").open()))
+    return state, [{name: cell for name, cell in row.items() if name not in TIMES} for row in rows]
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_the_same_seed_gives_the_same_bytes_and_a_resumed_run_too(env_id, tmp_path):
+    """Row A9: training 2N equals training N, saving, loading, training N: weights, optimiser, generators, log."""
+    config = config_for(env_id)
+    ppo.train(config, run_dir=tmp_path / "whole")
+    ppo.train(config, run_dir=tmp_path / "again")
+    stopped = ppo.train(config, lambda progress: progress.iteration < 4, run_dir=tmp_path / "parts")
+    assert not stopped.finished
+    assert stopped.global_step == config.total_timesteps // 2
+    # As if the first part had gone on after its last checkpoint, and then died while writing.
+    with (tmp_path / "parts" / "progress.csv").open("a") as file:
+        file.write("5,9999" + ",0.0" * 12 + "\n6,1")
+    assert resume(tmp_path / "parts").finished
+    whole = everything(tmp_path / "whole")
+    assert len(whole[1]) == 8
+    assert everything(tmp_path / "again") == whole
+    assert everything(tmp_path / "parts") == whole
+
+
+def test_another_seed_gives_other_bytes(tmp_path):
+    for seed in (1, 2):
+        ppo.train(config_for("CartPole-v1", seed=seed), run_dir=tmp_path / str(seed))
+    one, two = (everything(tmp_path / str(seed))[0] for seed in (1, 2))
+    for name in ("/policy/actor/network.0.weight", "/critic/0.weight", "/generator", "/envs/observations"):
+        assert one[name] != two[name]
+
+
+def test_fillers_resume_bitwise_too(tmp_path):
+    config = config_for("CartPole-v1", vectorization="vector_entry_point", normalize_observations=True)
+    ppo.train(config, run_dir=tmp_path / "whole")
+    ppo.train(config, lambda progress: progress.iteration < 3, run_dir=tmp_path / "parts")
+    resume(tmp_path / "parts")
+    assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
+
+
+def test_environments_that_cannot_be_restored_are_named_and_start_anew(tmp_path, monkeypatch, capsys):
+    from fastac.env_base import Envs
+
+    monkeypatch.setattr(Envs, "why_not_restorable", "it is a test")
+    config = config_for("CartPole-v1", normalize_rewards=True)
+    ppo.train(config, lambda progress: progress.iteration < 3, run_dir=tmp_path / "run")
+    assert capsys.readouterr().err == (
+        "The environments' state is not saved (it is a test): a resumed run would start new episodes.\n"
+    )
+    assert resume(tmp_path / "run").finished
+    assert "(it is a test): this run starts new episodes" in capsys.readouterr().err
+
+
+def test_a_run_folder_says_what_it_is(tmp_path):
+    config = config_for("CartPole-v1")
+    result = ppo.train(config, run_dir=tmp_path / "a" / "run")
+    assert result.run_dir == tmp_path / "a" / "run"
+    assert {path.name.split(".")[0] for path in result.run_dir.iterdir()} == {
+        "config",
+        "checkpoint",
+        "progress",
+        "events",
+    }
+    content = json.loads((result.run_dir / "config.json").read_text())
+    assert content["algorithm"] == "ppo"
+    assert ppo.Config(**{**content["config"], "hidden_sizes": tuple(content["config"]["hidden_sizes"])}) == config
+    assert {"python", "fastac", "torch", "numpy", "gymnasium"} <= content["versions"].keys()
+
+
+def test_a_callback_sees_each_iteration():
+    seen = []
+    result = ppo.train(config_for("CartPole-v1"), seen.append)
+    assert [progress.iteration for progress in seen] == list(range(1, 9))
+    assert seen[-1].global_step == result.global_step == 8 * 128
+    assert seen[-1].episode_return == result.episode_return == seen[-1].episode_length
+    assert seen[-1].steps_per_second > 0
+    assert np.isfinite(seen[-1].metrics["losses/policy_loss"])
+    assert result.finished
+    assert result.run_dir is None
+
+
+def test_nothing_is_overwritten(tmp_path):
+    config = config_for("CartPole-v1")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="not empty"):
+        ppo.train(config, run_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(RunError, match="cannot write"):
+        ppo.train(config, run_dir=tmp_path / "notes.txt" / "run")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_what_cannot_be_resumed_is_named(tmp_path):
+    config = config_for("CartPole-v1")
+    run = tmp_path / "run"
+    ppo.train(config, lambda progress: progress.iteration < 2, run_dir=run)
+    with pytest.raises(RunError, match="total_timesteps: got 5000, expected 1024 with anneal_lr"):
+        resume(run, total_timesteps=5000)
+    resume(run)
+    with pytest.raises(RunError, match="finished, all 1,024 steps are done"):
+        resume(run)
+    state = checkpoint.load(run / "checkpoint.pt")
+    checkpoint.save(run / "checkpoint.pt", {**state, "algorithm": "../evil"})
+    with pytest.raises(checkpoint.CheckpointError, match=r"algorithm '\.\./evil', expected one of ppo"):
+        resume(run)
+
+
+def test_a_run_without_annealing_can_be_lengthened(tmp_path):
+    config = config_for("CartPole-v1", anneal_lr=False)
+    double = dataclasses.replace(config, total_timesteps=2 * config.total_timesteps)
+    ppo.train(double, run_dir=tmp_path / "whole")
+    ppo.train(config, run_dir=tmp_path / "parts")
+    assert resume(tmp_path / "parts", total_timesteps=double.total_timesteps).global_step == double.total_timesteps
+    assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
+
+
+def test_checkpoints_are_written_in_between(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastac.run.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    saved = []
+    original = Run.save
+    monkeypatch.setattr(Run, "save", lambda self, state: saved.append(self.iteration) or original(self, state))
+    ppo.train(config_for("CartPole-v1"), run_dir=tmp_path / "run")
+    assert saved == [*range(1, 9), 8]
