@@ -1,0 +1,243 @@
+"""The estimators on tensors: registered with torch's dispatcher, and a short way past it for plain CPU tensors.
+
+Each op takes the arguments of `_arrays.Arguments` as tensors, then its scalars, and returns fresh tensors. On the CPU
+it runs the Numba kernel on the tensors' memory; on CUDA a loop of torch operations; under fake tensors it gives shapes.
+The autograd kernel detaches: without one, results would claim a gradient that never arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastac import _arrays, _torch_scan
+from fastac._arrays import Arguments, fail
+from fastac_kernels.gae import gae_at
+from fastac_kernels.n_step import n_step_returns_at
+from fastac_kernels.returns import lambda_returns_at
+
+_NUMBERS = "Tensor rewards, Tensor? values, Tensor next_values, Tensor? terminated, Tensor? truncated, Tensor? mask"
+_SCHEMAS = {
+    "gae": f"({_NUMBERS}, Tensor? cu_seqlens, bool batch_first, float gamma, float gae_lambda) -> (Tensor, Tensor)",
+    "discounted_returns": f"({_NUMBERS}, Tensor? cu_seqlens, bool batch_first, float gamma) -> Tensor",
+    "lambda_returns": f"({_NUMBERS}, Tensor? cu_seqlens, bool batch_first, float gamma, float td_lambda) -> Tensor",
+    "n_step_returns": f"({_NUMBERS}, Tensor? cu_seqlens, bool batch_first, int n, float gamma) -> Tensor",
+}
+_OUTPUTS = {name: 2 if name == "gae" else 1 for name in _SCHEMAS}
+# Kernel, and scalars that follow those of the op.
+_KERNELS: dict[str, tuple[Callable[..., bool], tuple[Any, ...]]] = {
+    "gae": (gae_at, ()),
+    "discounted_returns": (lambda_returns_at, (1.0, True)),
+    "lambda_returns": (lambda_returns_at, (False,)),
+    "n_step_returns": (n_step_returns_at, ()),
+}
+_LIKE = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
+_WORK = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+_NUMBER_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
+                  torch.int8, torch.uint8, torch.bool)  # fmt: skip
+
+
+def _result_dtype(arguments: Arguments) -> torch.dtype:
+    anchor: Tensor = arguments.rewards if arguments.values is None else arguments.values
+    return anchor.dtype if anchor.is_floating_point() else torch.get_default_dtype()
+
+
+def _check_dtypes(arguments: Arguments) -> None:
+    for name, x in zip(Arguments._fields[:3], arguments[:3], strict=True):
+        if isinstance(x, Tensor) and x.dtype not in _NUMBER_DTYPES:
+            fail(name, "a real number dtype", f"dtype {x.dtype}", TypeError)
+        if isinstance(x, Tensor) and x.layout is not torch.strided:
+            fail(name, "a dense tensor", f"layout {x.layout}", TypeError)
+    cu_seqlens = arguments.cu_seqlens
+    if cu_seqlens is not None and cu_seqlens.dtype not in (torch.int32, torch.int64):
+        fail("cu_seqlens", "dtype int32 or int64", f"dtype {cu_seqlens.dtype}", TypeError)
+
+
+def _on_cpu(
+    name: str, arguments: Arguments, scalars: tuple[Any, ...], out: tuple[Tensor, ...] | None
+) -> tuple[Tensor, ...]:
+    """The Numba kernel on the tensors' memory; checked arguments, `out` of the result's dtype and contiguous."""
+    rewards, values, next_values, terminated, truncated, mask, cu_seqlens, _ = arguments
+    anchor = rewards if values is None else values
+    transposed = anchor.ndim == 2 and not anchor.is_contiguous() and anchor.t().is_contiguous()
+    plan = _arrays.layout(arguments, transposed=transposed, needs_values=name != "discounted_returns")
+    result = _result_dtype(arguments)
+    work = _WORK.get(result, result)
+
+    def floats(x: Tensor) -> Tensor:
+        x = x.detach()
+        if x.dtype is not work:
+            x = x.to(work)
+        if x.is_neg():
+            x = x.resolve_neg()
+        return (x.t() if transposed else x).contiguous()
+
+    def flags(x: Tensor | None) -> Tensor | None:
+        if x is None:
+            return None
+        x = x.detach()
+        if x.dtype not in (torch.bool, torch.uint8, torch.int8):
+            x = x != 0
+        return (x.t() if transposed else x).contiguous()
+
+    total, counted = plan.total, plan.sequences * plan.lanes
+    memory: list[Tensor | None] = [None if x is None else floats(x) for x in (rewards, values)]
+    if plan.full:
+        memory += [floats(next_values), None]
+    elif isinstance(next_values, Tensor):
+        memory += [None, next_values.detach().to(work).expand(counted).contiguous()]
+    else:
+        memory += [None, torch.full((counted,), float(next_values), dtype=work)]
+    memory += [torch.zeros(total, dtype=torch.uint8) if terminated is None else flags(terminated)]
+    memory += [flags(truncated), flags(mask)]
+    if cu_seqlens is None:
+        memory.append(None)
+    else:
+        memory.append(torch.from_numpy(_arrays.check_boundaries(cu_seqlens.numpy(), total)))
+    direct = out is not None and result is work and not transposed
+    shape = plan.shape[::-1] if transposed else plan.shape
+    outputs = (
+        out if direct and out is not None else tuple(torch.empty(shape, dtype=work) for _ in range(_OUTPUTS[name]))
+    )
+    kernel, more = _KERNELS[name]
+    addresses = [0 if x is None else x.data_ptr() for x in (*memory, *outputs)]
+    if not kernel(*addresses, total, plan.sequences, plan.lanes, *scalars, *more, _LIKE[work]):
+        _arrays.overlaps()
+    if direct:
+        return outputs
+    return tuple((x.t() if transposed else x).to(result) for x in outputs)
+
+
+def _in_torch(name: str, arguments: Arguments, scalars: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The same by torch operations, on any device."""
+    plan = _arrays.layout(arguments, needs_values=name != "discounted_returns")
+    result = _result_dtype(arguments)
+    outputs = _torch_scan.run(name, arguments, scalars, plan, _WORK.get(result, result))
+    return tuple(x.to(result) for x in outputs)
+
+
+def _shapes(name: str, arguments: Arguments) -> tuple[Tensor, ...]:
+    anchor = arguments.rewards if arguments.values is None else arguments.values
+    dtype = _result_dtype(arguments)
+    return tuple(torch.empty(anchor.shape, dtype=dtype, device=anchor.device) for _ in range(_OUTPUTS[name]))
+
+
+def _register(library: Any, name: str) -> None:
+    """Define one op with its CPU, CUDA, fake and autograd kernels."""
+    op_name = f"fastac::{name}"
+
+    def unpack(args: tuple[Any, ...]) -> tuple[Arguments, tuple[Any, ...]]:
+        return Arguments(*args[:8]), args[8:]
+
+    def pack(outputs: tuple[Tensor, ...]) -> Any:
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def cpu(*args: Any) -> Any:
+        return pack(_on_cpu(name, *unpack(args), None))
+
+    def cuda(*args: Any) -> Any:
+        return pack(_in_torch(name, *unpack(args)))
+
+    def fake(*args: Any) -> Any:
+        return pack(_shapes(name, unpack(args)[0]))
+
+    def detaching(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return getattr(torch.ops.fastac, name)(*args)
+
+    library.define(name + _SCHEMAS[name])
+    library.impl(name, cpu, "CPU")
+    library.impl(name, cuda, "CUDA")
+    library.impl(name, detaching, "Autograd")
+    torch.library.register_fake(op_name, fake, lib=library)
+
+
+_LIBRARY: Any = torch.library.Library("fastac", "DEF")  # type: ignore[no-untyped-call]
+for _name in _SCHEMAS:
+    _register(_LIBRARY, _name)
+
+
+def _is_plain(arguments: Arguments) -> bool:
+    """Whether nothing can be listening to the dispatcher: exact CPU tensors, no mode, no transform."""
+    for x in arguments[:7]:
+        if x is not None and type(x) is not Tensor and not isinstance(x, float | int):
+            return False
+    return (
+        arguments.rewards.device.type == "cpu"
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._is_tracing()
+    )
+
+
+def _extent(x: Tensor) -> tuple[int, int]:
+    start: int = x.data_ptr()
+    if x.numel() == 0:
+        return start, start
+    span = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1
+    return start, start + span * x.element_size()
+
+
+def _check_out(out: tuple[Tensor, ...], arguments: Arguments) -> None:
+    anchor = arguments.rewards if arguments.values is None else arguments.values
+    dtype = _result_dtype(arguments)
+    for x in out:
+        if x.shape != anchor.shape:
+            fail("out", f"shape {tuple(anchor.shape)}", f"shape {tuple(x.shape)}")
+        if x.dtype is not dtype:
+            fail("out", f"dtype {dtype} like the result", f"dtype {x.dtype}", TypeError)
+        if not x.is_contiguous():
+            fail("out", "a C-contiguous tensor", f"strides {x.stride()}")
+        if x.requires_grad:
+            fail("out", "a tensor that requires no gradient", "one that does")
+
+
+def _check_apart(out: tuple[Tensor, ...], arguments: Arguments) -> None:
+    """Compare memory where there is some; the kernel itself sees copies of what had to be converted."""
+    ranges = [_extent(x) for x in out]
+    others = [_extent(x) for x in arguments[:7] if isinstance(x, Tensor)]
+    for i, (start, stop) in enumerate(ranges):
+        if any(start < b and a < stop for a, b in (*others, *ranges[i + 1 :])):
+            _arrays.overlaps()
+
+
+def call(name: str, arguments: Arguments, scalars: tuple[Any, ...], count: int, out: Any) -> tuple[Tensor, ...]:
+    """Run the estimator `name` on tensors, past the dispatcher where nothing listens to it.
+
+    Args:
+        name: Of the op.
+        arguments: As the caller gave them, all tensors on one device; `next_values` may be a number.
+        scalars: The op's scalars, checked.
+        count: Number of outputs.
+        out: As the caller gave it.
+
+    Returns:
+        The outputs, requiring no gradient.
+    """
+    _check_dtypes(arguments)
+    if out is not None:
+        out = _arrays.check_out(out, count)
+        _check_out(out, arguments)
+    if not torch.compiler.is_compiling() and _is_plain(arguments):
+        if out is not None:
+            _check_apart(out, arguments)
+        outputs = _on_cpu(name, arguments, scalars, out)
+    else:
+        _arrays.layout(arguments, needs_values=name != "discounted_returns")
+        next_values = arguments.next_values
+        if not isinstance(next_values, Tensor):
+            like = arguments.rewards if arguments.values is None else arguments.values
+            next_values = torch.full((), float(next_values), dtype=torch.float64, device=like.device)
+        result = getattr(torch.ops.fastac, name)(*arguments._replace(next_values=next_values), *scalars)
+        outputs = result if count > 1 else (result,)
+    if out is None:
+        return outputs
+    for x, y in zip(out, outputs, strict=True):
+        if x is not y:
+            x.copy_(y)
+    return tuple(out)

@@ -1,0 +1,74 @@
+"""Compile and cache every kernel, so that no later process waits for the compiler."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastac import returns
+from fastac_kernels import _jit
+
+
+def _calls() -> list[tuple[str, Callable[[], Any]]]:
+    """One call for each machine code that the public functions can reach, by name and dtype."""
+    calls: list[tuple[str, Callable[[], Any]]] = []
+    for dtype, ndim in itertools.product((np.float32, np.float64), (2, 1)):
+        shape = (2, 2)[:ndim]
+        x, ends = np.zeros(shape, dtype), np.zeros(shape, np.bool_)
+        last: Any = np.zeros(2, dtype) if ndim == 2 else 0.0
+
+        def add(name: str, call: Callable[[], Any], dtype: Any = dtype, ndim: int = ndim) -> None:
+            calls.append((f"{name} {np.dtype(dtype).name} {ndim}-d", call))
+
+        def full(x: Any = x, ends: Any = ends) -> Any:
+            return returns.gae(x, x, x, ends, ends, gamma=0.9, gae_lambda=0.9)
+
+        def short(x: Any = x, last: Any = last, ends: Any = ends) -> Any:
+            return returns.gae(x, x, last, ends, gamma=0.9, gae_lambda=0.9)
+
+        def masked(x: Any = x, last: Any = last, ends: Any = ends) -> Any:
+            return returns.gae(x, x, last, ends, None, ~ends, gamma=0.9, gae_lambda=0.9)
+
+        def discounted(x: Any = x, last: Any = last, ends: Any = ends) -> Any:
+            return returns.discounted_returns(x, last, ends, gamma=0.9)
+
+        def weighted(x: Any = x, last: Any = last) -> Any:
+            return returns.lambda_returns(x, x, last, gamma=0.9, td_lambda=0.9)
+
+        def n_step(x: Any = x, last: Any = last) -> Any:
+            return returns.n_step_returns(x, x, last, n=2, gamma=0.9)
+
+        add("gae, full next values", full)
+        add("gae, short next values", short)
+        add("gae, masked", masked)
+        add("discounted_returns", discounted)
+        add("lambda_returns", weighted)
+        add("n_step_returns", n_step)
+    return calls
+
+
+def warmup(progress: Callable[[int, int, str], None] | None = None) -> int:
+    """Compile every kernel for float32 and float64 and keep the machine code in the cache folder.
+
+    Args:
+        progress: Called as `progress(done, total, name)` before each step and once at the end.
+
+    Returns:
+        The number of specialisations now loaded.
+
+    Example:
+        >>> from fastac import warmup
+        >>> warmup() > 0
+        True
+    """
+    calls = _calls()
+    for done, (name, call) in enumerate(calls):
+        if progress is not None:
+            progress(done, len(calls), name)
+        call()
+    if progress is not None:
+        progress(len(calls), len(calls), "done")
+    return _jit.loaded_specialisations()

@@ -1,0 +1,357 @@
+"""Returns and advantages: exact at every episode boundary, numpy in and numpy out, tensors in and tensors out.
+
+One convention for all (arrays are `(T, N)`: time, then environments; or `(T,)`):
+
+* `rewards[t]` is what transition t paid, `values[t]` is V(s_t) of the observation in which its action was chosen.
+* `next_values[t]` is V(s_{t+1}) of the observation that transition t led to, before any reset (*full* form). The
+  *short* form, `(N,)` or a scalar, is the value after the last row; a row before it takes the next row's `values`.
+* `terminated[t]`: transition t ended the episode, there is no future. `truncated[t]`: a time limit cut it, the future
+  is `next_values[t]`; needs the full form. Terminated wins over truncated.
+* `mask[t]` False: the row is not in time at all (padding, the filler row after a reset). Its outputs are 0.
+
+What an ended episode must not read is selected away, never multiplied by zero, so NaN there does no harm. Results never
+require a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+import numpy as np
+
+from fastac import _arrays
+from fastac._arrays import BOOL, FLOAT32, FLOAT64, Arguments
+from fastac_kernels.gae import gae_at, gae_full, gae_short
+from fastac_kernels.n_step import n_step_returns_at
+from fastac_kernels.returns import discounted_returns_short, lambda_returns_at
+
+Array = TypeVar("Array")
+_ndarray, _empty = np.ndarray, np.empty
+
+
+class GAE(NamedTuple, Generic[Array]):
+    """Result of `gae`: `advantages` and `returns` = advantages + values, both of the shape and dtype of `values`."""
+
+    advantages: Array
+    returns: Array
+
+
+def gae(
+    rewards: Any,
+    values: Array,
+    next_values: Any,
+    terminated: Any = None,
+    truncated: Any = None,
+    mask: Any = None,
+    *,
+    gamma: float,
+    gae_lambda: float,
+    batch_first: bool = False,
+    cu_seqlens: Any = None,
+    out: Any = None,
+) -> GAE[Array]:
+    """Generalized advantage estimation.
+
+        delta_t = r_t + gamma V(s_{t+1}) - V(s_t)      without the future where t is terminated
+        A_t     = delta_t + gamma lambda A_{t+1}       without A_{t+1} where t is terminated, truncated or the last row
+        returns = A + V
+
+    Args:
+        rewards: `(T, N)` or `(T,)`; what transition t paid.
+        values: Same shape; V(s_t). Its dtype is the result's: float32 and float64 are computed as such, half precisions
+            in float32 and rounded once, other numbers in float64 (tensors: torch's default dtype).
+        next_values: V(s_{t+1}): full (same shape) or short (`(N,)` or a scalar, the value after the last row).
+        terminated: Same shape, not 0 meaning True: transition t ended the episode. None: none did.
+        truncated: Same shape: a time limit cut the episode after transition t. Needs full `next_values`.
+        mask: Same shape: False where the row is not in time.
+        gamma: Discount per time step, in [0, 1].
+        gae_lambda: Lambda, in [0, 1]: 0 gives the one-step TD error, 1 the discounted return minus V.
+        batch_first: Arrays are `(N, T)`.
+        cu_seqlens: `(num_sequences + 1,)` int32 or int64 boundaries of packed `(total,)` arrays.
+        out: `(advantages, returns)` to write into: C-contiguous, of the result's shape and dtype, overlapping nothing.
+
+    Returns:
+        `GAE(advantages, returns)`.
+
+    Raises:
+        ValueError: A shape, a range or `out` is wrong; the message names the argument.
+        TypeError: Arrays and tensors, or two devices, are mixed, or a dtype is wrong.
+
+    Source:
+        Schulman et al. 2016, *High-Dimensional Continuous Control Using Generalized Advantage Estimation*
+        (arXiv:1506.02438), equations 11, 12 and 16.
+
+    Example:
+        >>> import numpy as np
+        >>> from fastac import gae
+        >>> rewards, values = np.array([1.0, 1.0, 1.0]), np.array([0.5, 0.5, 0.5])
+        >>> terminated = np.array([False, True, False])
+        >>> advantages, returns = gae(rewards, values, 2.0, terminated, gamma=0.9, gae_lambda=1.0)
+        >>> returns
+        array([1.9, 1. , 2.8])
+    """
+    if mask is None and cu_seqlens is None and not batch_first:
+        result = _plain_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda, out)
+        if result is not None:
+            return cast("GAE[Array]", result)
+    scalars = (_arrays.unit_interval("gamma", gamma), _arrays.unit_interval("gae_lambda", gae_lambda))
+    arguments = Arguments(rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first)
+    if _arrays.on_tensors(arguments, out):
+        from fastac import _torch_ops
+
+        return cast("GAE[Array]", GAE(*_torch_ops.call("gae", arguments, scalars, 2, out)))
+    return cast("GAE[Array]", GAE(*_arrays.call_numpy(gae_at, arguments, scalars, 2, out)))
+
+
+def discounted_returns(
+    rewards: Array,
+    next_values: Any,
+    terminated: Any = None,
+    truncated: Any = None,
+    mask: Any = None,
+    *,
+    gamma: float,
+    batch_first: bool = False,
+    cu_seqlens: Any = None,
+    out: Any = None,
+) -> Array:
+    """Discounted sum of the rewards to come, with the future's value where an episode is cut.
+
+        G_t = r_t + gamma G_{t+1}
+
+    without the future where t is terminated; the future is `next_values` where t is truncated or the last row. Inside
+    an episode `next_values` is not read.
+
+    Args:
+        rewards: `(T, N)` or `(T,)`; what transition t paid. Its dtype is the result's, as `values`' is in `gae`.
+        next_values: V(s_{t+1}), full or short. A Monte Carlo return without a critic has nothing to bootstrap from:
+            pass 0.0 and `terminated=terminated | truncated`.
+        terminated: Same shape as `rewards`: transition t ended the episode.
+        truncated: Same shape: a time limit cut the episode after transition t. Needs full `next_values`.
+        mask: Same shape: False where the row is not in time.
+        gamma: Discount per time step, in [0, 1].
+        batch_first: Arrays are `(N, T)`.
+        cu_seqlens: Boundaries of packed `(total,)` arrays, as in `gae`.
+        out: Array to write into, as in `gae`.
+
+    Returns:
+        The returns, of the shape and dtype of `rewards`.
+
+    Raises:
+        ValueError: A shape, a range or `out` is wrong; the message names the argument.
+        TypeError: Arrays and tensors, or two devices, are mixed, or a dtype is wrong.
+
+    Source:
+        Sutton and Barto 2018, *Reinforcement Learning: An Introduction*, equation 3.8.
+
+    Example:
+        >>> import numpy as np
+        >>> from fastac import discounted_returns
+        >>> discounted_returns(np.array([1.0, 1.0, 1.0]), 0.0, gamma=0.5)
+        array([1.75, 1.5 , 1.  ])
+    """
+    if mask is None and truncated is None and cu_seqlens is None and not batch_first:
+        result = _plain_discounted_returns(rewards, next_values, terminated, gamma, out)
+        if result is not None:
+            return cast("Array", result)
+    scalars = (_arrays.unit_interval("gamma", gamma),)
+    arguments = Arguments(rewards, None, next_values, terminated, truncated, mask, cu_seqlens, batch_first)
+    if _arrays.on_tensors(arguments, out):
+        from fastac import _torch_ops
+
+        return cast("Array", _torch_ops.call("discounted_returns", arguments, scalars, 1, out)[0])
+    monte_carlo = (*scalars, 1.0, True)
+    return cast("Array", _arrays.call_numpy(lambda_returns_at, arguments, monte_carlo, 1, out, needs_values=False)[0])
+
+
+def lambda_returns(
+    rewards: Array,
+    values: Any,
+    next_values: Any,
+    terminated: Any = None,
+    truncated: Any = None,
+    mask: Any = None,
+    *,
+    gamma: float,
+    td_lambda: float,
+    batch_first: bool = False,
+    cu_seqlens: Any = None,
+    out: Any = None,
+) -> Array:
+    """The lambda return: an exponentially weighted average of all n-step returns.
+
+        G_t = r_t + gamma ((1 - lambda) V(s_{t+1}) + lambda G_{t+1})
+
+    without the future where t is terminated; the future is V(s_{t+1}) alone where t is truncated or the last row. In
+    the short form equal to `gae(...).returns` with `gae_lambda = td_lambda`.
+
+    Args:
+        rewards: `(T, N)` or `(T,)`; what transition t paid.
+        values: Same shape; V(s_t), which the short form of `next_values` reads. May be None with the full form, where
+            it decides the dtype only; then `rewards` does.
+        next_values: V(s_{t+1}), full or short.
+        terminated: Same shape: transition t ended the episode.
+        truncated: Same shape: a time limit cut the episode after transition t. Needs full `next_values`.
+        mask: Same shape: False where the row is not in time.
+        gamma: Discount per time step, in [0, 1].
+        td_lambda: Lambda, in [0, 1]: 0 gives the one-step target, 1 the discounted return.
+        batch_first: Arrays are `(N, T)`.
+        cu_seqlens: Boundaries of packed `(total,)` arrays, as in `gae`.
+        out: Array to write into, as in `gae`.
+
+    Returns:
+        The returns, of the shape and dtype of `values` (`rewards` where that is None).
+
+    Raises:
+        ValueError: A shape, a range or `out` is wrong; the message names the argument.
+        TypeError: Arrays and tensors, or two devices, are mixed, or a dtype is wrong.
+
+    Source:
+        Sutton and Barto 2018, equations 12.2 and 12.18, in recursive form.
+
+    Example:
+        >>> import numpy as np
+        >>> from fastac import lambda_returns
+        >>> rewards, next_values = np.array([1.0, 1.0]), np.array([4.0, 8.0])
+        >>> lambda_returns(rewards, None, next_values, gamma=0.5, td_lambda=0.5)
+        array([3.25, 5.  ])
+    """
+    scalars = (_arrays.unit_interval("gamma", gamma), _arrays.unit_interval("td_lambda", td_lambda))
+    arguments = Arguments(rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first)
+    if _arrays.on_tensors(arguments, out):
+        from fastac import _torch_ops
+
+        return cast("Array", _torch_ops.call("lambda_returns", arguments, scalars, 1, out)[0])
+    return cast("Array", _arrays.call_numpy(lambda_returns_at, arguments, (*scalars, False), 1, out)[0])
+
+
+def n_step_returns(
+    rewards: Array,
+    values: Any,
+    next_values: Any,
+    terminated: Any = None,
+    truncated: Any = None,
+    mask: Any = None,
+    *,
+    n: int,
+    gamma: float,
+    batch_first: bool = False,
+    cu_seqlens: Any = None,
+    out: Any = None,
+) -> Array:
+    """N rewards, then the value; fewer where the episode or the window ends earlier.
+
+        G_t = sum_{k < m} gamma^k r_{t+k} + gamma^m V(s_{t+m}),   m = min(n, rows to the episode's or window's last row)
+
+    without the value where row t+m-1 is terminated; V(s_{t+m}) is that row's next value.
+
+    Args:
+        rewards: `(T, N)` or `(T,)`; what transition t paid.
+        values: Same shape; V(s_t), which the short form of `next_values` reads. May be None with the full form, where
+            it decides the dtype only; then `rewards` does.
+        next_values: V(s_{t+1}), full or short.
+        terminated: Same shape: transition t ended the episode.
+        truncated: Same shape: a time limit cut the episode after transition t. Needs full `next_values`.
+        mask: Same shape: False where the row is not in time; n and gamma count the other rows.
+        n: Number of rewards, at least 1.
+        gamma: Discount per time step, in [0, 1].
+        batch_first: Arrays are `(N, T)`.
+        cu_seqlens: Boundaries of packed `(total,)` arrays, as in `gae`.
+        out: Array to write into, as in `gae`.
+
+    Returns:
+        The returns, of the shape and dtype of `values` (`rewards` where that is None).
+
+    Raises:
+        ValueError: A shape, a range or `out` is wrong; the message names the argument.
+        TypeError: Arrays and tensors, or two devices, are mixed, or a dtype is wrong.
+
+    Source:
+        Sutton and Barto 2018, equation 7.1.
+
+    Example:
+        >>> import numpy as np
+        >>> from fastac import n_step_returns
+        >>> rewards, values = np.array([1.0, 2.0, 4.0]), np.array([0.0, 10.0, 20.0])
+        >>> n_step_returns(rewards, values, 30.0, n=2, gamma=0.5)
+        array([ 7. , 11.5, 19. ])
+    """
+    scalars = (_arrays.positive_integer("n", n), _arrays.unit_interval("gamma", gamma))
+    arguments = Arguments(rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first)
+    if _arrays.on_tensors(arguments, out):
+        from fastac import _torch_ops
+
+        return cast("Array", _torch_ops.call("n_step_returns", arguments, scalars, 1, out)[0])
+    return cast("Array", _arrays.call_numpy(n_step_returns_at, arguments, scalars, 1, out)[0])
+
+
+def _plain_gae(
+    rewards: Any, values: Any, next_values: Any, terminated: Any, truncated: Any,
+    gamma: Any, gae_lambda: Any, out: Any,
+) -> GAE[Any] | None:  # fmt: skip
+    """The common case, checked in a microsecond: contiguous writable arrays of one float dtype, boolean flags.
+
+    None where it is another case, or where something is wrong that `call_numpy` will name.
+    """
+    if not (
+        type(values) is _ndarray and type(rewards) is _ndarray and type(next_values) is _ndarray
+        and type(terminated) is _ndarray and type(gamma) is float and type(gae_lambda) is float
+        and 0.0 <= gamma <= 1.0 and 0.0 <= gae_lambda <= 1.0
+    ):  # fmt: skip
+        return None
+    dtype = values.dtype
+    if not (
+        (dtype is FLOAT32 or dtype is FLOAT64) and rewards.dtype is dtype and next_values.dtype is dtype
+        and terminated.dtype is BOOL and rewards.flags.carray and values.flags.carray
+        and next_values.flags.carray and terminated.flags.carray and 0 < values.ndim < 3
+    ):  # fmt: skip
+        return None
+    if out is None:
+        advantages, returns = _empty(values.shape, dtype), _empty(values.shape, dtype)
+    else:
+        if not isinstance(out, tuple) or len(out) != 2:
+            return None
+        advantages, returns = out
+        if not (
+            type(advantages) is _ndarray and type(returns) is _ndarray and advantages.dtype is dtype
+            and returns.dtype is dtype and advantages.flags.carray and returns.flags.carray
+            and advantages.ndim == values.ndim == returns.ndim
+        ):  # fmt: skip
+            return None
+    if rewards.ndim != values.ndim or terminated.ndim != values.ndim:
+        return None
+    if truncated is None:
+        if values.ndim != 2 or next_values.ndim != 1:
+            return None
+        done = gae_short(rewards, values, next_values, terminated, gamma, gae_lambda, advantages, returns)
+    else:
+        if not (
+            type(truncated) is _ndarray and truncated.dtype is BOOL and truncated.flags.carray
+            and truncated.ndim == values.ndim == next_values.ndim
+        ):  # fmt: skip
+            return None
+        done = gae_full(
+            rewards, values, next_values, terminated, truncated, gamma, gae_lambda, advantages, returns
+        )  # fmt: skip
+    return GAE(advantages, returns) if done else None
+
+
+def _plain_discounted_returns(rewards: Any, next_values: Any, terminated: Any, gamma: Any, out: Any) -> Any:
+    """The same for `discounted_returns` in the short form."""
+    if not (
+        type(rewards) is _ndarray and type(next_values) is _ndarray and type(terminated) is _ndarray
+        and type(gamma) is float and 0.0 <= gamma <= 1.0
+    ):  # fmt: skip
+        return None
+    dtype = rewards.dtype
+    if not (
+        (dtype is FLOAT32 or dtype is FLOAT64) and next_values.dtype is dtype and terminated.dtype is BOOL
+        and rewards.flags.carray and next_values.flags.carray and terminated.flags.carray
+        and rewards.ndim == terminated.ndim == 2 and next_values.ndim == 1
+    ):  # fmt: skip
+        return None
+    if out is None:
+        out = _empty(rewards.shape, dtype)
+    elif not (type(out) is _ndarray and out.dtype is dtype and out.flags.carray and out.ndim == 2):
+        return None
+    return out if discounted_returns_short(rewards, next_values, terminated, gamma, out) else None

@@ -1,0 +1,225 @@
+"""Generalized advantage estimation (Schulman et al. 2016, arXiv:1506.02438, equations 11, 12 and 16).
+
+    delta[t] = r[t] + gamma * V(s[t+1]) - V(s[t])          without the future where t is terminated
+    A[t]     = delta[t] + gamma * lambda * A[t+1]          without A[t+1] where t is terminated or truncated
+    returns  = A + V
+
+`gae_at` is the kernel; `gae_short` and `gae_full` enter it with numpy arrays of the two most common forms.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastac_kernels._jit import kernel
+from fastac_kernels.memory import address_of, array_at, rows_at
+from fastac_kernels.recurrence import NARROW, WIDE, apart, bounds, scan
+
+Array = NDArray[Any]
+
+
+@kernel
+def _rows(
+    rewards: Array, values: Array, next_values: Array, last_values: Array, terminated: Array, truncated: Array,
+    gamma: Any, decay: Any, advantages: Array, returns: Array,
+) -> None:  # fmt: skip
+    """Many lanes: one row at a time, in three loops that each vectorise. `next_values` lacks the last row."""
+    zero = rewards.dtype.type(0)
+    rows, lanes = rewards.shape
+    carry = np.zeros(lanes, rewards.dtype)
+    for t in range(rows - 1, -1, -1):
+        r, v, q, a = rewards[t], values[t], returns[t], advantages[t]
+        is_terminated, is_truncated = terminated[t], truncated[t]
+        after = last_values if t == rows - 1 else next_values[t]
+        for n in range(lanes):
+            a[n] = r[n] - v[n] + (zero if is_terminated[n] else gamma * after[n])
+        for n in range(lanes):
+            carry[n] = a[n] + (zero if is_terminated[n] | is_truncated[n] else decay * carry[n])
+        for n in range(lanes):
+            a[n] = carry[n]
+            q[n] = carry[n] + v[n]
+
+
+@kernel
+def _short_rows(
+    rewards: Array, values: Array, next_values: Array, last_values: Array, terminated: Array, truncated: Array,
+    gamma: Any, decay: Any, advantages: Array, returns: Array,
+) -> None:  # fmt: skip
+    """The same in one loop, for rows too short to pay for three."""
+    zero = rewards.dtype.type(0)
+    rows, lanes = rewards.shape
+    carry = np.zeros(lanes, rewards.dtype)
+    for t in range(rows - 1, -1, -1):
+        r, v, q, a = rewards[t], values[t], returns[t], advantages[t]
+        is_terminated, is_truncated = terminated[t], truncated[t]
+        after = last_values if t == rows - 1 else next_values[t]
+        for n in range(lanes):
+            delta = r[n] - v[n] + (zero if is_terminated[n] else gamma * after[n])
+            carry[n] = delta + (zero if is_terminated[n] | is_truncated[n] else decay * carry[n])
+            a[n] = carry[n]
+            q[n] = carry[n] + v[n]
+
+
+@kernel
+def _masked_rows(
+    rewards: Array, values: Array, next_values: Array, last_values: Array, terminated: Array, truncated: Array,
+    mask: Array, full: bool, gamma: Any, decay: Any, advantages: Array, returns: Array,
+) -> None:  # fmt: skip
+    """Rows with holes: the carry and, in the short form, the next value pass them unchanged."""
+    zero = rewards.dtype.type(0)
+    rows, lanes = rewards.shape
+    carry = np.zeros(lanes, rewards.dtype)
+    after = last_values.copy()
+    for t in range(rows - 1, -1, -1):
+        r, v, q, a = rewards[t], values[t], returns[t], advantages[t]
+        is_terminated, is_truncated, valid = terminated[t], truncated[t], mask[t]
+        if full:
+            given = next_values[t]
+            for n in range(lanes):
+                after[n] = given[n]
+        for n in range(lanes):
+            delta = r[n] - v[n] + (zero if is_terminated[n] else gamma * after[n])
+            advantage = delta + (zero if is_terminated[n] | is_truncated[n] else decay * carry[n])
+            carry[n] = advantage if valid[n] else carry[n]
+            a[n] = advantage if valid[n] else zero
+            q[n] = advantage + v[n] if valid[n] else zero
+            after[n] = v[n] if valid[n] else after[n]
+
+
+@kernel
+def _deltas(rewards: Array, values: Array, next_values: Array, terminated: Array, gamma: Any, out: Array) -> None:
+    zero = out.dtype.type(0)
+    for i in range(out.size):
+        out[i] = rewards[i] - values[i] + (zero if terminated[i] else gamma * next_values[i])
+
+
+@kernel
+def _few_lanes(
+    rewards: Array, values: Array, next_values: Array, last_values: Array, terminated: Array, truncated: Array,
+    gamma: Any, decay: float, advantages: Array, returns: Array,
+) -> None:  # fmt: skip
+    """Flat arrays of few lanes: a chain of multiply-adds, shortened by looking ahead."""
+    lanes, last = last_values.size, rewards.size - last_values.size
+    _deltas(rewards[:last], values[:last], next_values[:last], terminated[:last], gamma, advantages[:last])
+    _deltas(rewards[last:], values[last:], last_values, terminated[last:], gamma, advantages[last:])
+    scan(advantages, terminated, truncated, decay, lanes)
+    for i in range(rewards.size):
+        returns[i] = advantages[i] + values[i]
+
+
+@kernel
+def gae_at(
+    rewards: int, values: int, next_values: int, last_values: int, terminated: int, truncated: int, mask: int,
+    cu_seqlens: int, advantages: int, returns: int, total: int, sequences: int, lanes: int,
+    gamma: float, gae_lambda: float, like: Any,
+) -> bool:  # fmt: skip
+    """GAE over contiguous memory at the given addresses.
+
+    Args:
+        rewards: Address of `total` elements of the type of `like`, as are `values`, `advantages` and `returns`.
+        values: V(s[t]).
+        next_values: V(s[t+1]) of each element, or 0: the next row's value, and `last_values` after the last row.
+        last_values: Address of `sequences * lanes` elements; not read where `next_values` is given.
+        terminated: Address of `total` bytes.
+        truncated: Address of `total` bytes, or 0: none is.
+        mask: Address of `total` bytes, or 0: all rows are in time.
+        cu_seqlens: Address of `sequences + 1` int64 boundaries, or 0: all sequences are equally long.
+        advantages: Output.
+        returns: Output.
+        total: Elements in all.
+        sequences: Blocks of memory that are independent in time.
+        lanes: Environments interleaved in each row of a block.
+        gamma: Discount per time step.
+        gae_lambda: Lambda.
+        like: A scalar of the arrays' dtype.
+
+    Returns:
+        False, and nothing written, where an output overlaps an input or the other output.
+    """
+    itemsize = array_at(rewards, total, like).itemsize
+    size_of_all, size_of_last = total * itemsize, sequences * lanes * itemsize
+    for out in (advantages, returns):
+        for floats_in in (rewards, values, next_values):
+            if not apart(out, size_of_all, floats_in, size_of_all):
+                return False
+        for flags_in in (terminated, truncated, mask):
+            if not apart(out, size_of_all, flags_in, total):
+                return False
+        if not apart(out, size_of_all, last_values, size_of_last):
+            return False
+    if not apart(advantages, size_of_all, returns, size_of_all):
+        return False
+
+    truncated = truncated if truncated != 0 else terminated
+    byte = np.uint8(0)
+    real = array_at(rewards, total, like).dtype.type
+    g, decay = real(gamma), gamma * gae_lambda
+    for s in range(sequences):
+        start, size = bounds(cu_seqlens, total, sequences, s)
+        if size == 0:
+            continue
+        rows, at, last = size // lanes, start * itemsize, (start + size - lanes) * itemsize
+        after = next_values + at if next_values != 0 else values + at + lanes * itemsize
+        v_final = array_at(next_values + last if next_values != 0 else last_values + s * lanes * itemsize, lanes, like)
+        if mask == 0 and lanes < NARROW:
+            _few_lanes(
+                array_at(rewards + at, size, like), array_at(values + at, size, like), array_at(after, size, like),
+                v_final,
+                array_at(terminated + start, size, byte), array_at(truncated + start, size, byte), g, decay,
+                array_at(advantages + at, size, like), array_at(returns + at, size, like),
+            )  # fmt: skip
+            continue
+        r, v, n = (
+            rows_at(rewards + at, rows, lanes, like),
+            rows_at(values + at, rows, lanes, like),
+            rows_at(after, rows, lanes, like),
+        )
+        a, q = rows_at(advantages + at, rows, lanes, like), rows_at(returns + at, rows, lanes, like)
+        e, c = rows_at(terminated + start, rows, lanes, byte), rows_at(truncated + start, rows, lanes, byte)
+        if mask != 0:
+            m = rows_at(mask + start, rows, lanes, byte)
+            _masked_rows(r, v, n, v_final, e, c, m, next_values != 0, g, real(decay), a, q)
+        elif lanes < WIDE:
+            _short_rows(r, v, n, v_final, e, c, g, real(decay), a, q)
+        else:
+            _rows(r, v, n, v_final, e, c, g, real(decay), a, q)
+    return True
+
+
+@kernel
+def gae_short(
+    rewards: Array, values: Array, last_values: Array, terminated: Array, gamma: float, gae_lambda: float,
+    advantages: Array, returns: Array,
+) -> bool:  # fmt: skip
+    """Contiguous `(T, N)` arrays of one float type, boolean flags. False: shapes differ, or overlap."""
+    shape = rewards.shape
+    if (
+        values.shape != shape or terminated.shape != shape or last_values.size != shape[1]
+        or advantages.shape != shape or returns.shape != shape
+    ):  # fmt: skip
+        return False
+    return gae_at(
+        address_of(rewards), address_of(values), 0, address_of(last_values), address_of(terminated), 0, 0, 0,
+        address_of(advantages), address_of(returns), rewards.size, 1, last_values.size, gamma, gae_lambda,
+        rewards.dtype.type(0),
+    )  # fmt: skip
+
+
+@kernel
+def gae_full(
+    rewards: Array, values: Array, next_values: Array, terminated: Array, truncated: Array,
+    gamma: float, gae_lambda: float, advantages: Array, returns: Array,
+) -> bool:  # fmt: skip
+    """The same with next values and truncation at every row."""
+    shape = rewards.shape
+    if (
+        values.shape != shape or next_values.shape != shape or terminated.shape != shape or truncated.shape != shape
+        or advantages.shape != shape or returns.shape != shape or shape[0] == 0
+    ):  # fmt: skip
+        return False
+    return gae_at(
+        address_of(rewards), address_of(values), address_of(next_values), 0, address_of(terminated),
+        address_of(truncated), 0, 0, address_of(advantages), address_of(returns), rewards.size, 1,
+        rewards.size // shape[0], gamma, gae_lambda, rewards.dtype.type(0),
+    )  # fmt: skip

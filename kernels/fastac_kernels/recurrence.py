@@ -1,0 +1,126 @@
+"""The recurrence behind every return: x[i] = a[i] + (0 where i ends its episode, else decay * x[i + lanes]).
+
+Arrays are flat. With `lanes` environments interleaved (time-major rows) the next time step of element i is i + lanes; a
+single sequence has `lanes` = 1. Ends are selected, never multiplied, so that NaN beyond one does no harm.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastac_kernels._jit import inline, kernel
+from fastac_kernels.memory import array_at
+
+Array = NDArray[Any]
+
+# Below NARROW lanes a row does not fill a vector register: look several rows ahead instead (`scan`).
+NARROW = 8
+# Below WIDE lanes one fused loop over a row beats three short ones.
+WIDE = 48
+# Elements per tile of `scan`: its two float and two byte buffers stay in the first-level cache.
+TILE = 1024
+
+
+@inline
+def _look_ahead(
+    x0: Array, x1: Array, x2: Array, x3: Array, end0: Array, end1: Array, end2: Array, end3: Array, decay: Any,
+    x: Array, end: Array,
+) -> None:  # fmt: skip
+    """Sums four consecutive steps, so that an element then depends on the one four steps ahead instead of the next."""
+    zero = x.dtype.type(0)
+    for i in range(x.size):
+        ahead = x2[i] + (zero if end2[i] else decay * x3[i])
+        ahead = x1[i] + (zero if end1[i] else decay * ahead)
+        x[i] = x0[i] + (zero if end0[i] else decay * ahead)
+    for i in range(x.size):
+        end[i] = end0[i] | end1[i] | end2[i] | end3[i]
+
+
+@inline
+def _chain(a: Array, end: Array, decay: Any, x: Array, carry: Array) -> None:
+    """The recurrence itself with `carry.size` lanes, from the last row to the first."""
+    zero = x.dtype.type(0)
+    lanes = carry.size
+    for start in range(x.size - lanes, -1, -lanes):
+        a_row, end_row, x_row = a[start : start + lanes], end[start : start + lanes], x[start : start + lanes]
+        for n in range(lanes):
+            carry[n] = a_row[n] + (zero if end_row[n] else decay * carry[n])
+            x_row[n] = carry[n]
+
+
+@kernel
+def scan(x: Array, terminated: Array, truncated: Array, decay: float, lanes: int) -> None:
+    """The whole recurrence in place, for few lanes: `x` holds a and becomes x; the carry after the last row is 0.
+
+    A chain of dependent multiply-adds is bound by their latency. Two rounds of looking four steps ahead (one where
+    there are several lanes) cut the chain's length by 16 (4), at the price of vectorised passes over a tile in cache.
+    """
+    real = x.dtype.type
+    rounds = 2 if lanes == 1 else 1
+    stride = lanes * 4**rounds
+    size = max(TILE // stride, 1) * stride
+    floats = np.empty((2, size + stride), x.dtype)
+    bytes_ = np.empty((2, size + stride), np.uint8)
+    carry = np.zeros(stride, x.dtype)
+    stop = x.size
+    while stop > 0:
+        # The tile nearest the start may be short; `_chain` needs whole strides, so elements before it are padded.
+        start = max(0, stop - size)
+        length = stop - start
+        pad = (-length) % stride
+        a, b = floats[0], floats[1]
+        end, end_b = bytes_[0], bytes_[1]
+        for i in range(pad):
+            a[i] = real(0)
+            end[i] = 1
+        a_tile, end_tile = a[pad : pad + length], end[pad : pad + length]
+        x_tile, terminated_tile, truncated_tile = x[start:stop], terminated[start:stop], truncated[start:stop]
+        for i in range(length):
+            a_tile[i] = x_tile[i]
+        for i in range(length):
+            end_tile[i] = (terminated_tile[i] != 0) | (truncated_tile[i] != 0)
+        full = pad + length
+        # What lies beyond the tile is known already: it stands there as finished elements.
+        for i in range(stride):
+            a[full + i] = carry[i]
+            end[full + i] = 1
+            b[full + i] = carry[i]
+            end_b[full + i] = 1
+        step = lanes
+        power = decay
+        for _ in range(rounds):
+            _look_ahead(
+                a[:full], a[step : full + step], a[2 * step : full + 2 * step], a[3 * step : full + 3 * step],
+                end[:full], end[step : full + step], end[2 * step : full + 2 * step], end[3 * step : full + 3 * step],
+                real(power), b[:full], end_b[:full],
+            )  # fmt: skip
+            a, b = b, a
+            end, end_b = end_b, end
+            step *= 4
+            power = power**4
+        _chain(a[:full], end[:full], real(power), b[:full], carry)
+        b_tile = b[pad : pad + length]
+        for i in range(length):
+            x_tile[i] = b_tile[i]
+        for n in range(lanes):
+            carry[n] = x[start + n]
+        for n in range(lanes, stride):
+            carry[n] = real(0)
+        stop = start
+
+
+@inline
+def bounds(cu_seqlens: int, total: int, sequences: int, s: int) -> tuple[int, int]:
+    """Start and size of sequence `s`: from the int64 boundaries at that address, or all equally long where it is 0."""
+    if cu_seqlens != 0:
+        boundaries = array_at(cu_seqlens, sequences + 1, np.int64(0))
+        return boundaries[s], boundaries[s + 1] - boundaries[s]
+    size = total // sequences
+    return s * size, size
+
+
+@inline
+def apart(a: int, a_size: int, b: int, b_size: int) -> bool:
+    """Whether two ranges of memory share no byte; an absent one has address 0."""
+    return a == 0 or b == 0 or a + a_size <= b or b + b_size <= a

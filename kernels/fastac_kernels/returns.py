@@ -1,0 +1,160 @@
+"""Discounted returns and lambda returns (Sutton and Barto 2018, equations 3.8 and 12.2 in recursive form).
+
+    G[t] = r[t] + gamma * ((1 - lambda) * V(s[t+1]) + lambda * G[t+1])
+
+without the future where t is terminated; the future is V(s[t+1]) alone where t is truncated or the last row. Discounted
+returns are the case lambda = 1, in which V(s[t+1]) inside an episode is not even read.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastac_kernels._jit import kernel
+from fastac_kernels.memory import address_of, array_at, rows_at
+from fastac_kernels.recurrence import NARROW, apart, bounds, scan
+
+Array = NDArray[Any]
+
+
+@kernel
+def _rows(
+    rewards: Array, next_values: Array, last_values: Array, terminated: Array, truncated: Array,
+    gamma: Any, bootstrap: Any, decay: Any, monte_carlo: bool, out: Array,
+) -> None:  # fmt: skip
+    """Many lanes: one row at a time. `next_values` lacks the last row, after which `last_values` is the future."""
+    zero = rewards.dtype.type(0)
+    rows, lanes = rewards.shape
+    carry = np.zeros(lanes, rewards.dtype)
+    for n in range(lanes):
+        last = (rows - 1, n)
+        carry[n] = rewards[last] + (zero if terminated[last] else gamma * last_values[n])
+        out[last] = carry[n]
+    for t in range(rows - 2, -1, -1):
+        r, after, is_terminated, is_truncated, o = rewards[t], next_values[t], terminated[t], truncated[t], out[t]
+        if monte_carlo:
+            for n in range(lanes):
+                future = gamma * (after[n] if is_truncated[n] else carry[n])
+                carry[n] = r[n] + (zero if is_terminated[n] else future)
+                o[n] = carry[n]
+        else:
+            for n in range(lanes):
+                future = gamma * after[n] if is_truncated[n] else bootstrap * after[n] + decay * carry[n]
+                carry[n] = r[n] + (zero if is_terminated[n] else future)
+                o[n] = carry[n]
+
+
+@kernel
+def _masked_rows(
+    rewards: Array, values: Array, next_values: Array, last_values: Array, terminated: Array, truncated: Array,
+    mask: Array, full: bool, gamma: Any, bootstrap: Any, decay: Any, monte_carlo: bool, out: Array,
+) -> None:  # fmt: skip
+    """Rows with holes: the carry and, in the short form, the next value pass them unchanged."""
+    zero = rewards.dtype.type(0)
+    rows, lanes = rewards.shape
+    carry = np.zeros(lanes, rewards.dtype)
+    is_last = np.ones(lanes, np.uint8)
+    after = last_values.copy()
+    for t in range(rows - 1, -1, -1):
+        r, v, o = rewards[t], values[t], out[t]
+        is_terminated, is_truncated, valid = terminated[t], truncated[t], mask[t]
+        if full:
+            given = next_values[t]
+            for n in range(lanes):
+                after[n] = given[n]
+        for n in range(lanes):
+            inside = decay * carry[n] + (zero if monte_carlo else bootstrap * after[n])
+            future = gamma * after[n] if is_truncated[n] | is_last[n] else inside
+            result = r[n] + (zero if is_terminated[n] else future)
+            carry[n] = result if valid[n] else carry[n]
+            o[n] = result if valid[n] else zero
+            is_last[n] = 0 if valid[n] else is_last[n]
+            after[n] = v[n] if valid[n] else after[n]
+
+
+@kernel
+def _few_lanes(
+    rewards: Array, next_values: Array, last_values: Array, terminated: Array, truncated: Array,
+    gamma: Any, bootstrap: Any, decay: float, monte_carlo: bool, out: Array,
+) -> None:  # fmt: skip
+    """Flat arrays of few lanes: a chain of multiply-adds, shortened by looking ahead."""
+    zero = rewards.dtype.type(0)
+    lanes, last = last_values.size, rewards.size - last_values.size
+    if monte_carlo:
+        for i in range(last):
+            out[i] = rewards[i] + (gamma * next_values[i] if (truncated[i] != 0) & (terminated[i] == 0) else zero)
+    else:
+        for i in range(last):
+            future = (gamma if truncated[i] else bootstrap) * next_values[i]
+            out[i] = rewards[i] + (zero if terminated[i] else future)
+    r, o, e = rewards[last:], out[last:], terminated[last:]
+    for n in range(lanes):
+        o[n] = r[n] + (zero if e[n] else gamma * last_values[n])
+    scan(out, terminated, truncated, decay, lanes)
+
+
+@kernel
+def lambda_returns_at(
+    rewards: int, values: int, next_values: int, last_values: int, terminated: int, truncated: int, mask: int,
+    cu_seqlens: int, out: int, total: int, sequences: int, lanes: int,
+    gamma: float, td_lambda: float, monte_carlo: bool, like: Any,
+) -> bool:  # fmt: skip
+    """Lambda returns, or discounted returns where `monte_carlo`, over contiguous memory at the given addresses.
+
+    Arguments and result are those of `fastac_kernels.gae.gae_at`. `values` may be 0 where `next_values` is given and
+    for discounted returns, which do not read it.
+    """
+    itemsize = array_at(rewards, total, like).itemsize
+    for floats_in in (rewards, values, next_values):
+        if not apart(out, total * itemsize, floats_in, total * itemsize):
+            return False
+    for flags_in in (terminated, truncated, mask):
+        if not apart(out, total * itemsize, flags_in, total):
+            return False
+    if not apart(out, total * itemsize, last_values, sequences * lanes * itemsize):
+        return False
+
+    truncated = truncated if truncated != 0 else terminated
+    byte = np.uint8(0)
+    real = array_at(rewards, total, like).dtype.type
+    g, bootstrap, decay = real(gamma), real(gamma * (1.0 - td_lambda)), gamma * td_lambda
+    for s in range(sequences):
+        start, size = bounds(cu_seqlens, total, sequences, s)
+        if size == 0:
+            continue
+        rows, at, last = size // lanes, start * itemsize, (start + size - lanes) * itemsize
+        after = next_values + at if next_values != 0 else (0 if monte_carlo else values + at + lanes * itemsize)
+        v_final = array_at(next_values + last if next_values != 0 else last_values + s * lanes * itemsize, lanes, like)
+        if mask == 0 and lanes < NARROW:
+            _few_lanes(
+                array_at(rewards + at, size, like), array_at(after, size, like), v_final,
+                array_at(terminated + start, size, byte), array_at(truncated + start, size, byte),
+                g, bootstrap, decay, monte_carlo, array_at(out + at, size, like),
+            )  # fmt: skip
+            continue
+        r, n, o = (
+            rows_at(rewards + at, rows, lanes, like),
+            rows_at(after, rows, lanes, like),
+            rows_at(out + at, rows, lanes, like),
+        )
+        e, c = rows_at(terminated + start, rows, lanes, byte), rows_at(truncated + start, rows, lanes, byte)
+        if mask != 0:
+            m = rows_at(mask + start, rows, lanes, byte)
+            v = rows_at(values + at if values != 0 else rewards + at, rows, lanes, like)
+            _masked_rows(r, v, n, v_final, e, c, m, next_values != 0, g, bootstrap, real(decay), monte_carlo, o)
+        else:
+            _rows(r, n, v_final, e, c, g, bootstrap, real(decay), monte_carlo, o)
+    return True
+
+
+@kernel
+def discounted_returns_short(rewards: Array, last_values: Array, terminated: Array, gamma: float, out: Array) -> bool:
+    """Contiguous `(T, N)` arrays of one float type, boolean flags. False: shapes differ, or overlap."""
+    shape = rewards.shape
+    if terminated.shape != shape or last_values.size != shape[1] or out.shape != shape:
+        return False
+    return lambda_returns_at(
+        address_of(rewards), address_of(rewards), 0, address_of(last_values), address_of(terminated), 0, 0, 0,
+        address_of(out), rewards.size, 1, last_values.size, gamma, 1.0, True, rewards.dtype.type(0),
+    )  # fmt: skip
