@@ -67,6 +67,7 @@ def array_forward(network: nn.Module) -> Callable[[NDArray[np.float32]], NDArray
     module, or one on a GPU, runs in torch. The two agree to float32 rounding.
 
     Example:
+        >>> from fastac.networks import mlp
         >>> network = mlp([4, 8, 2])
         >>> array_forward(network)(np.zeros((3, 4), np.float32)).shape
         (3, 2)

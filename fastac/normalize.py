@@ -33,7 +33,7 @@ def normalize_advantages(advantages: Array, mask: Array | None = None) -> Array:
         ValueError: mask of another shape.
 
     Example:
-        >>> normalize_advantages(np.array([1.0, 2.0, 3.0]))
+        >>> normalize_advantages(np.array([1.0, 2.0, 3.0])).round(6)
         array([-1.,  0.,  1.])
     """
     if mask is not None:
