@@ -63,7 +63,7 @@ def main(result_name: str, estimators: tuple[str, ...], seconds: float) -> None:
         {
             "command": f"python -m bench {result_name}",
             "machine": record.machine(),
-            "method": "interleaved rounds; median ns per call, quartiles, median over rounds of time over fastac's",
+            "method": "interleaved rounds; CPU ns per call (median, quartiles); median per-round time over fastac's",
             "missing": absent,
             "results": results,
         },

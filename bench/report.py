@@ -104,9 +104,9 @@ def gae(results: Results) -> str:
             estimator_table(result, "gae", "full"),
             footnote(
                 result,
-                also=" Medians of interleaved rounds; in brackets the median over rounds of the peer's time over"
-                " fastac's; bold: the fastest peer. *Of the limit*: the time to stream the same bytes over fastac's."
-                " rlax and tianshou give advantages alone.",
+                also=" Median CPU times of interleaved rounds; in brackets the median over rounds of the peer's time"
+                " over fastac's; bold: the fastest peer. *Of the limit*: the time to stream the same bytes over"
+                " fastac's. rlax and tianshou give advantages alone.",
             ),
         ]
     )

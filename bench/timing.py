@@ -1,4 +1,8 @@
-"""Interleaved timing: the machine's noise falls on every contender of a round alike, and ratios are taken per round."""
+"""Interleaved timing: the machine's noise falls on every contender of a round alike, and ratios are taken per round.
+
+Times are CPU time of the whole process, so that what other programs take from the core is left out; on one core and one
+thread that is the wall clock's time otherwise.
+"""
 
 import gc
 import statistics
@@ -14,15 +18,15 @@ SLOW_ROUNDS = 5
 def repeats(call: Callable[[], Any]) -> int:
     """How many calls make a sample; the call is warm afterwards."""
     call()
-    start, count = time.perf_counter_ns(), 0
-    while (elapsed := time.perf_counter_ns() - start) < SAMPLE_NS:
+    start, count = time.process_time_ns(), 0
+    while (elapsed := time.process_time_ns() - start) < SAMPLE_NS:
         call()
         count += 1
     return max(1, round(count * SAMPLE_NS / elapsed))
 
 
 def interleave(calls: Mapping[str, Callable[[], Any]], *, seconds: float, rounds: int = 15) -> dict[str, list[float]]:
-    """Nanoseconds per call, one figure a round, of each contender.
+    """CPU nanoseconds per call, one figure a round, of each contender.
 
     In a round each is timed in turn, after one untimed call that brings its own data back into the cache; the first of
     a round changes from round to round. At least `rounds` rounds, more until `seconds` have passed; contenders slower
@@ -41,10 +45,10 @@ def interleave(calls: Mapping[str, Callable[[], Any]], *, seconds: float, rounds
                 if len(samples[name]) >= SLOW_ROUNDS and samples[name][0] > SLOW_NS:
                     continue
                 call()
-                start = time.perf_counter_ns()
+                start = time.process_time_ns()
                 for _ in range(count):
                     call()
-                samples[name].append((time.perf_counter_ns() - start) / count)
+                samples[name].append((time.process_time_ns() - start) / count)
             order.append(order.pop(0))
     finally:
         gc.enable()
