@@ -115,8 +115,8 @@ class ProgressBar:
         self._live: Progress | None = None
         if self._console.is_terminal:
             self._live = Progress(
-                TextColumn("{task.completed:,.0f} of {task.total:,.0f} steps"),
-                BarColumn(),
+                TextColumn("{task.completed:,.0f} / {task.total:,.0f}"),
+                BarColumn(14),
                 TextColumn(
                     "{task.percentage:.0f} %  return {task.fields[episode_return]}  {task.fields[speed]} steps/s"
                 ),

@@ -47,6 +47,12 @@ def everything(run_dir):
     return state, [{name: cell for name, cell in row.items() if name not in TIMES} for row in rows]
 
 
+@pytest.fixture(autouse=True)
+def _somewhere_else(tmp_path, monkeypatch):
+    # MuJoCo writes its warnings to a file in the current folder.
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_the_same_seed_gives_the_same_bytes_and_a_resumed_run_too(env_id, tmp_path):
     """Row A9: training 2N equals training N, saving, loading, training N: weights, optimiser, generators, log."""
