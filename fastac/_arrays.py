@@ -5,8 +5,8 @@ What is common to numpy arrays and tensors stands here, with the numpy side; the
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple, NoReturn
@@ -14,9 +14,11 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from fastac._estimators import Estimator
+
 FLOAT32, FLOAT64, BOOL = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.bool_)
 # A kernel takes its dtype from a scalar of that dtype.
-LIKE = {"float32": np.float32(0), "float64": np.float64(0)}
+LIKE = {FLOAT32: np.float32(0), FLOAT64: np.float64(0)}
 
 
 class Arguments(NamedTuple):
@@ -45,7 +47,7 @@ class Layout:
     @property
     def total(self) -> int:
         """Elements in all."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
 
 def fail(name: str, expected: str, had: str, error: type[Exception] = ValueError) -> NoReturn:
@@ -55,6 +57,8 @@ def fail(name: str, expected: str, had: str, error: type[Exception] = ValueError
 
 def unit_interval(name: str, value: Any) -> float:
     """`value` as a float in [0, 1]."""
+    if type(value) is float and 0.0 <= value <= 1.0:
+        return value
     if isinstance(value, bool) or not isinstance(value, Real):
         fail(name, "a number in [0, 1]", type(value).__name__, TypeError)
     number = float(value)
@@ -86,6 +90,10 @@ def _describe(x: Any) -> str:
 
 def on_tensors(arguments: Arguments, out: Any = None) -> bool:
     """Whether a call is about tensors; raises `TypeError` where kinds or devices are mixed, or neither is given."""
+    kinds = {type(x) for x in arguments[:7]}
+    kinds.discard(type(None))
+    if kinds == {np.ndarray} and out is None:
+        return False
     first_name, first = ("rewards", arguments.rewards) if arguments.values is None else ("values", arguments.values)
     tensors = is_tensor(first)
     if not tensors and not isinstance(first, np.ndarray):
@@ -102,13 +110,13 @@ def on_tensors(arguments: Arguments, out: Any = None) -> bool:
     return tensors
 
 
-def layout(arguments: Arguments, *, transposed: bool = False, needs_values: bool = True) -> Layout:
+def layout(arguments: Arguments, reads_values: str, *, transposed: bool = False) -> Layout:
     """Check shapes against the contract, by metadata alone, and settle how memory is cut into sequences.
 
     Args:
         arguments: As the caller gave them.
+        reads_values: Whether the estimator reads `values`: "always", in the "short" form of `next_values`, or "never".
         transposed: Two-dimensional arrays lie in memory as their transposes.
-        needs_values: The short form of `next_values` reads `values`.
 
     Raises:
         ValueError: A shape is wrong, or `truncated` comes without full next values.
@@ -143,25 +151,21 @@ def layout(arguments: Arguments, *, transposed: bool = False, needs_values: bool
         fail("next_values", expected, "None" if next_shape is None else f"shape {next_shape}")
     if truncated is not None and not full:
         fail("next_values", f"full shape {shape}, since truncated is given", f"shape {next_shape}")
-    if values is None and needs_values and not full:
-        fail("values", "an array, since next_values is short", "None")
+    if values is None and (reads_values == "always" or (reads_values == "short" and not full)):
+        fail("values", "an array" + ("" if full else ", since next_values is short"), "None")
     one_lane = len(shape) == 1 or batch_first != transposed
     return Layout(shape, count if packed or (len(shape) == 2 and one_lane) else 1,
                   1 if one_lane else count, full, transposed)  # fmt: skip
-
-
-def _is_float(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind in "fiub"
 
 
 def _flags(x: NDArray[Any] | None, transposed: bool) -> NDArray[Any] | None:
     """Contiguous bytes, not 0 meaning True."""
     if x is None:
         return None
-    x = np.asarray(x.T if transposed else x)
-    if x.dtype.itemsize != 1 or x.dtype.kind not in "bui":
+    x = x.T if transposed else x
+    if x.dtype.itemsize != 1:
         x = x != 0
-    return np.ascontiguousarray(x).view(np.uint8)
+    return np.ascontiguousarray(x)
 
 
 def check_boundaries(cu_seqlens: NDArray[Any], total: int) -> NDArray[np.int64]:
@@ -182,6 +186,8 @@ def check_boundaries(cu_seqlens: NDArray[Any], total: int) -> NDArray[np.int64]:
 def check_out(out: Any, count: int) -> tuple[Any, ...]:
     """`out` as a tuple of `count` arrays: the structure of the result."""
     if count == 1:
+        if not (isinstance(out, np.ndarray) or is_tensor(out)):
+            fail("out", "one array, the structure of the result", type(out).__name__, TypeError)
         return (out,)
     if not isinstance(out, tuple | list) or len(out) != count:
         had = f"{len(out)} arrays" if isinstance(out, tuple | list) else type(out).__name__
@@ -207,41 +213,45 @@ def overlaps() -> NoReturn:
 
 
 def call_numpy(
-    kernel: Callable[..., bool], arguments: Arguments, scalars: tuple[Any, ...], count: int, out: Any,
-    *, needs_values: bool = True,
-) -> tuple[NDArray[Any], ...]:  # fmt: skip
-    """Run a kernel over numpy arrays of any layout and dtype.
+    estimator: Estimator, arguments: Arguments, scalars: tuple[Any, ...], out: Any
+) -> tuple[NDArray[Any], ...]:
+    """Run an estimator's kernel over numpy arrays of any layout and dtype.
 
     Args:
-        kernel: One of the `..._at` kernels.
+        estimator: One of `ESTIMATORS`.
         arguments: As the caller gave them, all numpy arrays.
-        scalars: The kernel's scalars, between sizes and dtype.
-        count: Number of outputs.
+        scalars: The estimator's scalars, checked.
         out: As the caller gave it.
-        needs_values: See `layout`.
 
     Returns:
         The outputs, in the caller's shape and dtype.
     """
+    kernel, more, count, reads_values = estimator
     rewards, values, next_values, terminated, truncated, mask, cu_seqlens, _ = arguments
     anchor = rewards if values is None else values
-    transposed = anchor.ndim == 2 and not anchor.flags.c_contiguous and anchor.flags.f_contiguous
-    plan = layout(arguments, transposed=transposed, needs_values=needs_values)
-    for name, x in (("rewards", rewards), ("values", values), ("next_values", next_values)):
-        if isinstance(x, np.ndarray) and not _is_float(x.dtype):
-            fail(name, "a real number dtype", f"dtype {x.dtype}", TypeError)
+    flags = anchor.flags
+    transposed = anchor.ndim == 2 and not flags.c_contiguous and flags.f_contiguous
+    plan = layout(arguments, reads_values, transposed=transposed)
+    for name, x in zip(Arguments._fields[:6], arguments[:6], strict=True):
+        if isinstance(x, np.ndarray) and x.dtype.kind not in "fiub":
+            fail(name, "a boolean or real number dtype", f"dtype {x.dtype}", TypeError)
     # Half precision is computed in float32 and rounded once; other numbers follow numpy's promotion to float64.
-    result = anchor.dtype if anchor.dtype in (np.float16, FLOAT32) else FLOAT64
+    result = anchor.dtype.newbyteorder("=")
+    result = result if result in (np.float16, FLOAT32) else FLOAT64
     work = FLOAT64 if result == FLOAT64 else FLOAT32
 
-    def floats(x: Any) -> NDArray[Any]:
+    def floats(x: NDArray[Any]) -> NDArray[Any]:
         return np.ascontiguousarray(x.T if transposed else x, work)
 
     total, counted = plan.total, plan.sequences * plan.lanes
     memory = [None if x is None else floats(x) for x in (rewards, values)]
-    memory.append(floats(next_values) if plan.full else None)
-    memory.append(None if plan.full else np.ascontiguousarray(np.broadcast_to(next_values, (counted,)), work))
-    memory.append(_flags(terminated, transposed) if terminated is not None else np.zeros(total, np.uint8))
+    if plan.full:
+        memory += [floats(next_values), None]
+    elif isinstance(next_values, np.ndarray) and next_values.ndim == 1:
+        memory += [None, np.ascontiguousarray(next_values, work)]
+    else:
+        memory += [None, np.full(counted, next_values, work)]
+    memory.append(np.zeros(total, np.uint8) if terminated is None else _flags(terminated, transposed))
     memory += [_flags(truncated, transposed), _flags(mask, transposed)]
     memory.append(None if cu_seqlens is None else check_boundaries(cu_seqlens, total))
 
@@ -258,7 +268,7 @@ def call_numpy(
                 overlaps()
     outputs = out if direct else tuple(np.empty(shape, work) for _ in range(count))
     addresses = [0 if x is None else _address(x) for x in (*memory, *outputs)]
-    if not kernel(*addresses, total, plan.sequences, plan.lanes, *scalars, LIKE[work.name]):
+    if not kernel(*addresses, total, plan.sequences, plan.lanes, *scalars, *more, LIKE[work]):
         overlaps()
     if direct:
         return outputs

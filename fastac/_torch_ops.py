@@ -7,7 +7,6 @@ The autograd kernel detaches: without one, results would claim a gradient that n
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,7 @@ from torch import Tensor
 
 from fastac import _arrays, _torch_scan
 from fastac._arrays import Arguments, fail
-from fastac_kernels.gae import gae_at
-from fastac_kernels.n_step import n_step_returns_at
-from fastac_kernels.returns import lambda_returns_at
+from fastac._estimators import ESTIMATORS
 
 _NUMBERS = "Tensor rewards, Tensor? values, Tensor next_values, Tensor? terminated, Tensor? truncated, Tensor? mask"
 _SCHEMAS = {
@@ -26,14 +23,6 @@ _SCHEMAS = {
     "discounted_returns": f"({_NUMBERS}, Tensor? cu_seqlens, bool batch_first, float gamma) -> Tensor",
     "lambda_returns": f"({_NUMBERS}, Tensor? cu_seqlens, bool batch_first, float gamma, float td_lambda) -> Tensor",
     "n_step_returns": f"({_NUMBERS}, Tensor? cu_seqlens, bool batch_first, int n, float gamma) -> Tensor",
-}
-_OUTPUTS = {name: 2 if name == "gae" else 1 for name in _SCHEMAS}
-# Kernel, and scalars that follow those of the op.
-_KERNELS: dict[str, tuple[Callable[..., bool], tuple[Any, ...]]] = {
-    "gae": (gae_at, ()),
-    "discounted_returns": (lambda_returns_at, (1.0, True)),
-    "lambda_returns": (lambda_returns_at, (False,)),
-    "n_step_returns": (n_step_returns_at, ()),
 }
 _LIKE = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
 _WORK = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
@@ -44,6 +33,12 @@ _NUMBER_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, t
 def _result_dtype(arguments: Arguments) -> torch.dtype:
     anchor: Tensor = arguments.rewards if arguments.values is None else arguments.values
     return anchor.dtype if anchor.is_floating_point() else torch.get_default_dtype()
+
+
+def _is_transposed(arguments: Arguments) -> bool:
+    """Whether memory holds the transpose of what the caller sees; results then lie in memory alike."""
+    anchor: Tensor = arguments.rewards if arguments.values is None else arguments.values
+    return anchor.ndim == 2 and not anchor.is_contiguous() and anchor.t().is_contiguous()
 
 
 def _check_dtypes(arguments: Arguments) -> None:
@@ -62,9 +57,8 @@ def _on_cpu(
 ) -> tuple[Tensor, ...]:
     """The Numba kernel on the tensors' memory; checked arguments, `out` of the result's dtype and contiguous."""
     rewards, values, next_values, terminated, truncated, mask, cu_seqlens, _ = arguments
-    anchor = rewards if values is None else values
-    transposed = anchor.ndim == 2 and not anchor.is_contiguous() and anchor.t().is_contiguous()
-    plan = _arrays.layout(arguments, transposed=transposed, needs_values=name != "discounted_returns")
+    transposed = _is_transposed(arguments)
+    plan = _arrays.layout(arguments, ESTIMATORS[name].reads_values, transposed=transposed)
     result = _result_dtype(arguments)
     work = _WORK.get(result, result)
 
@@ -101,29 +95,36 @@ def _on_cpu(
     direct = out is not None and result is work and not transposed
     shape = plan.shape[::-1] if transposed else plan.shape
     outputs = (
-        out if direct and out is not None else tuple(torch.empty(shape, dtype=work) for _ in range(_OUTPUTS[name]))
+        out
+        if direct and out is not None
+        else tuple(torch.empty(shape, dtype=work) for _ in range(ESTIMATORS[name].outputs))
     )
-    kernel, more = _KERNELS[name]
+    kernel, more, *_ = ESTIMATORS[name]
     addresses = [0 if x is None else x.data_ptr() for x in (*memory, *outputs)]
     if not kernel(*addresses, total, plan.sequences, plan.lanes, *scalars, *more, _LIKE[work]):
         _arrays.overlaps()
     if direct:
+        # Autograd counts writes: whoever saved these tensors for a backward pass is to be told.
+        torch.autograd.graph.increment_version(outputs)
         return outputs
     return tuple((x.t() if transposed else x).to(result) for x in outputs)
 
 
 def _in_torch(name: str, arguments: Arguments, scalars: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """The same by torch operations, on any device."""
-    plan = _arrays.layout(arguments, needs_values=name != "discounted_returns")
+    plan = _arrays.layout(arguments, ESTIMATORS[name].reads_values)
     result = _result_dtype(arguments)
     outputs = _torch_scan.run(name, arguments, scalars, plan, _WORK.get(result, result))
-    return tuple(x.to(result) for x in outputs)
+    transposed = _is_transposed(arguments)
+    return tuple((x.t().contiguous().t() if transposed else x.contiguous()).to(result) for x in outputs)
 
 
 def _shapes(name: str, arguments: Arguments) -> tuple[Tensor, ...]:
     anchor = arguments.rewards if arguments.values is None else arguments.values
-    dtype = _result_dtype(arguments)
-    return tuple(torch.empty(anchor.shape, dtype=dtype, device=anchor.device) for _ in range(_OUTPUTS[name]))
+    dtype, transposed = _result_dtype(arguments), _is_transposed(arguments)
+    shape = anchor.shape[::-1] if transposed else anchor.shape
+    outputs = tuple(torch.empty(shape, dtype=dtype, device=anchor.device) for _ in range(ESTIMATORS[name].outputs))
+    return tuple(x.t() for x in outputs) if transposed else outputs
 
 
 def _register(library: Any, name: str) -> None:
@@ -161,18 +162,82 @@ for _name in _SCHEMAS:
     _register(_LIBRARY, _name)
 
 
-def _is_plain(arguments: Arguments) -> bool:
-    """Whether nothing can be listening to the dispatcher: exact CPU tensors, no mode, no transform."""
-    for x in arguments[:7]:
-        if x is not None and type(x) is not Tensor and not isinstance(x, float | int):
-            return False
+def _unheard() -> bool:
+    """Whether nothing can be listening to the dispatcher: no compiler, mode, transform or tracer."""
     return (
-        arguments.rewards.device.type == "cpu"
+        not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch._C._is_tracing()
     )
+
+
+def _is_plain(arguments: Arguments) -> bool:
+    """Whether all are CPU tensors proper, and `_unheard`."""
+    if not _unheard():
+        return False
+    for x in arguments[:7]:
+        if x is not None and type(x) is not Tensor and not isinstance(x, float | int):
+            return False
+    return bool(arguments.rewards.is_cpu)
+
+
+def plain(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) -> tuple[Tensor, ...] | None:
+    """The common case, checked in a few microseconds: contiguous CPU tensors of one float dtype, boolean flags.
+
+    None where it is another case, or where something is wrong that `call` will name.
+    """
+    rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first = arguments
+    if terminated is None or cu_seqlens is not None or batch_first or type(rewards) is not Tensor or not _unheard():
+        return None
+    dtype, shape = rewards.dtype, rewards.shape
+    like = _LIKE.get(dtype)
+    if like is None or type(next_values) is not Tensor or not 0 < len(shape) < 3:
+        return None
+    for x in (rewards, values, next_values):
+        if x is not None and not (
+            type(x) is Tensor and x.dtype is dtype and x.is_cpu and x.is_contiguous() and not x.is_neg()
+        ):
+            return None
+    for x in (terminated, truncated, mask):
+        if x is not None and not (
+            type(x) is Tensor and x.dtype is torch.bool and x.shape == shape and x.is_cpu and x.is_contiguous()
+        ):
+            return None
+    kernel, more, count, reads_values = ESTIMATORS[name]
+    full, two = next_values.shape == shape, len(shape) == 2
+    if not full and not (two and truncated is None and next_values.shape == shape[1:]):
+        return None
+    if values is None:
+        if reads_values == "always" or (reads_values == "short" and not full):
+            return None
+    elif values.shape != shape:
+        return None
+    if out is None:
+        outputs = tuple([torch.empty(shape, dtype=dtype) for _ in range(count)])
+    else:
+        outputs = out if type(out) is tuple else (out,)
+        if len(outputs) != count:
+            return None
+        for x in outputs:
+            if not (
+                type(x) is Tensor and x.dtype is dtype and x.shape == shape and x.is_cpu and x.is_contiguous()
+                and not x.requires_grad
+            ):  # fmt: skip
+                return None
+    following = next_values.data_ptr()
+    done = kernel(
+        rewards.data_ptr(), 0 if values is None else values.data_ptr(),
+        following if full else 0, 0 if full else following,
+        terminated.data_ptr(), 0 if truncated is None else truncated.data_ptr(), 0 if mask is None else mask.data_ptr(),
+        0, *[x.data_ptr() for x in outputs], rewards.numel(), 1, shape[1] if two else 1, *scalars, *more, like,
+    )  # fmt: skip
+    if not done:
+        return None
+    if out is not None:
+        torch.autograd.graph.increment_version(outputs)
+    return outputs
 
 
 def _extent(x: Tensor) -> tuple[int, int]:
@@ -206,29 +271,29 @@ def _check_apart(out: tuple[Tensor, ...], arguments: Arguments) -> None:
             _arrays.overlaps()
 
 
-def call(name: str, arguments: Arguments, scalars: tuple[Any, ...], count: int, out: Any) -> tuple[Tensor, ...]:
+def call(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) -> tuple[Tensor, ...]:
     """Run the estimator `name` on tensors, past the dispatcher where nothing listens to it.
 
     Args:
         name: Of the op.
         arguments: As the caller gave them, all tensors on one device; `next_values` may be a number.
         scalars: The op's scalars, checked.
-        count: Number of outputs.
         out: As the caller gave it.
 
     Returns:
         The outputs, requiring no gradient.
     """
     _check_dtypes(arguments)
+    count = ESTIMATORS[name].outputs
     if out is not None:
         out = _arrays.check_out(out, count)
         _check_out(out, arguments)
-    if not torch.compiler.is_compiling() and _is_plain(arguments):
+    if _is_plain(arguments):
         if out is not None:
             _check_apart(out, arguments)
         outputs = _on_cpu(name, arguments, scalars, out)
     else:
-        _arrays.layout(arguments, needs_values=name != "discounted_returns")
+        _arrays.layout(arguments, ESTIMATORS[name].reads_values)
         next_values = arguments.next_values
         if not isinstance(next_values, Tensor):
             like = arguments.rewards if arguments.values is None else arguments.values

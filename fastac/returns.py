@@ -15,15 +15,16 @@ require a gradient.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from fastac import _arrays
 from fastac._arrays import BOOL, FLOAT32, FLOAT64, Arguments
-from fastac_kernels.gae import gae_at, gae_full, gae_short
-from fastac_kernels.n_step import n_step_returns_at
-from fastac_kernels.returns import discounted_returns_short, lambda_returns_at
+from fastac._estimators import ESTIMATORS
+from fastac_kernels.gae import gae_full, gae_short
+from fastac_kernels.returns import discounted_returns_short
 
 Array = TypeVar("Array")
 _ndarray, _empty = np.ndarray, np.empty
@@ -96,11 +97,7 @@ def gae(
             return cast("GAE[Array]", result)
     scalars = (_arrays.unit_interval("gamma", gamma), _arrays.unit_interval("gae_lambda", gae_lambda))
     arguments = Arguments(rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first)
-    if _arrays.on_tensors(arguments, out):
-        from fastac import _torch_ops
-
-        return cast("GAE[Array]", GAE(*_torch_ops.call("gae", arguments, scalars, 2, out)))
-    return cast("GAE[Array]", GAE(*_arrays.call_numpy(gae_at, arguments, scalars, 2, out)))
+    return cast("GAE[Array]", GAE(*_estimate("gae", arguments, scalars, out)))
 
 
 def discounted_returns(
@@ -156,12 +153,7 @@ def discounted_returns(
             return cast("Array", result)
     scalars = (_arrays.unit_interval("gamma", gamma),)
     arguments = Arguments(rewards, None, next_values, terminated, truncated, mask, cu_seqlens, batch_first)
-    if _arrays.on_tensors(arguments, out):
-        from fastac import _torch_ops
-
-        return cast("Array", _torch_ops.call("discounted_returns", arguments, scalars, 1, out)[0])
-    monte_carlo = (*scalars, 1.0, True)
-    return cast("Array", _arrays.call_numpy(lambda_returns_at, arguments, monte_carlo, 1, out, needs_values=False)[0])
+    return cast("Array", _estimate("discounted_returns", arguments, scalars, out)[0])
 
 
 def lambda_returns(
@@ -218,11 +210,7 @@ def lambda_returns(
     """
     scalars = (_arrays.unit_interval("gamma", gamma), _arrays.unit_interval("td_lambda", td_lambda))
     arguments = Arguments(rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first)
-    if _arrays.on_tensors(arguments, out):
-        from fastac import _torch_ops
-
-        return cast("Array", _torch_ops.call("lambda_returns", arguments, scalars, 1, out)[0])
-    return cast("Array", _arrays.call_numpy(lambda_returns_at, arguments, (*scalars, False), 1, out)[0])
+    return cast("Array", _estimate("lambda_returns", arguments, scalars, out)[0])
 
 
 def n_step_returns(
@@ -278,11 +266,21 @@ def n_step_returns(
     """
     scalars = (_arrays.positive_integer("n", n), _arrays.unit_interval("gamma", gamma))
     arguments = Arguments(rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first)
+    return cast("Array", _estimate("n_step_returns", arguments, scalars, out)[0])
+
+
+def _estimate(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) -> tuple[Any, ...]:
+    """Numpy arrays to the kernel, tensors to the op, by the shortest way that is right for them."""
+    if type(arguments.rewards) is not _ndarray:
+        torch_ops = sys.modules.get("fastac._torch_ops")
+        outputs = None if torch_ops is None else torch_ops.plain(name, arguments, scalars, out)
+        if outputs is not None:
+            return cast("tuple[Any, ...]", outputs)
     if _arrays.on_tensors(arguments, out):
         from fastac import _torch_ops
 
-        return cast("Array", _torch_ops.call("n_step_returns", arguments, scalars, 1, out)[0])
-    return cast("Array", _arrays.call_numpy(n_step_returns_at, arguments, scalars, 1, out)[0])
+        return _torch_ops.call(name, arguments, scalars, out)
+    return _arrays.call_numpy(ESTIMATORS[name], arguments, scalars, out)
 
 
 def _plain_gae(
