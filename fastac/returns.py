@@ -271,11 +271,13 @@ def n_step_returns(
 
 def _estimate(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) -> tuple[Any, ...]:
     """Numpy arrays to the kernel, tensors to the op, by the shortest way that is right for them."""
-    if type(arguments.rewards) is not _ndarray:
-        torch_ops = sys.modules.get("fastac._torch_ops")
-        outputs = None if torch_ops is None else torch_ops.plain(name, arguments, scalars, out)
+    torch = sys.modules.get("torch")
+    if torch is not None and type(arguments.rewards) is torch.Tensor:
+        from fastac import _torch_ops
+
+        outputs = _torch_ops.plain(name, arguments, scalars, out)
         if outputs is not None:
-            return cast("tuple[Any, ...]", outputs)
+            return outputs
     if _arrays.on_tensors(arguments, out):
         from fastac import _torch_ops
 
