@@ -124,7 +124,9 @@ def lambda_returns_at(
         if size == 0:
             continue
         rows, at, last = size // lanes, start * itemsize, (start + size - lanes) * itemsize
-        after = next_values + at if next_values != 0 else (0 if monte_carlo else values + at + lanes * itemsize)
+        after = next_values + at if next_values != 0 else values + at + lanes * itemsize
+        if next_values == 0 and monte_carlo:
+            after = rewards + at  # never selected, but a vectorised loop may load it
         v_final = array_at(next_values + last if next_values != 0 else last_values + s * lanes * itemsize, lanes, like)
         if mask == 0 and lanes < NARROW:
             _few_lanes(
