@@ -21,7 +21,7 @@ from fastac.envs import EnvError
 from fastac.evaluate import Evaluation, evaluate
 from fastac.policy import CHECKPOINT, Policy
 from fastac.policy import load as load_policy
-from fastac.run import Result, RunError
+from fastac.run import Result, RunError, torch_device
 
 INTERRUPTED = 130
 
@@ -97,6 +97,7 @@ def evaluate_run(arguments: list[str]) -> int:
     options = tyro.cli(Eval, prog="fastac eval", args=arguments)
     if options.episodes < 1:
         raise RunError(f"episodes: got {options.episodes}, expected at least 1")
+    torch_device(options.device)
     env_id = env_id_of(options.run)
     show_evaluation(load_policy(options.run, options.device), env_id, options.episodes, options.seed)
     return 0
@@ -153,7 +154,7 @@ def env_id_of(run: Path) -> str:
     """Returns the environment that a run was trained on."""
     path = run / CHECKPOINT if run.is_dir() else run
     config: Any = checkpoint.load(path).get("config", {})
-    if "env_id" not in config:
+    if not isinstance(config, dict) or "env_id" not in config:
         raise checkpoint.CheckpointError(f"{path}: no environment in this checkpoint")
     env_id: str = config["env_id"]
     return env_id
@@ -164,7 +165,7 @@ def report(result: Result, env_id: str, episodes: int) -> int:
     if not result.finished:
         sys.stderr.write(f"Saved after {result.global_step:,} steps. Go on with: fastac resume {result.run_dir}\n")
         return 128 + signal.SIGINT if result.signal is not None else 0
-    if episodes:
+    if episodes > 0:
         show_evaluation(result.policy, env_id, episodes)
     return 0
 

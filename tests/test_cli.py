@@ -48,6 +48,10 @@ def test_train_then_eval(tmp_path, capsys):
     assert capsys.readouterr().out == first
     assert main(["resume", str(run)]) == 2
     assert "finished" in one_line(capsys)
+    assert main(["eval", str(run / "checkpoint.pt"), "--device", "cuda:99"]) == 2
+    assert "device: got 'cuda:99'" in one_line(capsys)
+    assert main(["eval", str(run), "--episodes", "0"]) == 2
+    assert "episodes: got 0, expected at least 1" in one_line(capsys)
 
 
 def test_the_default_folder_names_the_run(tmp_path, monkeypatch):

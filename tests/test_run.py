@@ -150,6 +150,10 @@ def test_what_cannot_be_resumed_is_named(tmp_path):
     with pytest.raises(RunError, match="finished, all 1,024 steps are done"):
         resume(run)
     state = checkpoint.load(run / "checkpoint.pt")
+    checkpoint.save(run / "other.pt", {**state, "config": {**state["config"], "colour": "red"}})
+    (run / "other.pt").rename(run / "checkpoint.pt")
+    with pytest.raises(checkpoint.CheckpointError, match=r"options are another version's .*colour"):
+        resume(run)
     checkpoint.save(run / "checkpoint.pt", {**state, "algorithm": "../evil"})
     with pytest.raises(checkpoint.CheckpointError, match=r"algorithm '\.\./evil', expected one of ppo"):
         resume(run)

@@ -49,7 +49,10 @@ def resume(
     if algorithm not in ALGORITHMS:
         raise checkpoint.CheckpointError(f"{path}: algorithm {algorithm!r}, expected one of {', '.join(ALGORITHMS)}")
     module = importlib.import_module(f"fastac.algorithms.{algorithm}")
-    config = config_from_dict(module.Config, state["config"])
+    try:
+        config = config_from_dict(module.Config, state["config"])
+    except (KeyError, TypeError) as error:
+        raise checkpoint.CheckpointError(f"{path}: its options are another version's ({error})") from error
     if total_timesteps is not None and total_timesteps != config.total_timesteps:
         for name in ("anneal_lr", "anneal_clip"):
             if getattr(config, name, False):
