@@ -198,6 +198,7 @@ METRICS = (
     "losses/approx_kl",  # k3 = rho - 1 - log rho: both estimate KL(old || new) (Schulman 2020)
     "losses/clipfrac",
 )
+APPROX_KL = METRICS.index("losses/approx_kl")
 
 
 def loss(
@@ -341,8 +342,10 @@ class PPO:
                 torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm, foreach=True)
                 self.optimizer.step()
                 records.append(torch.stack(record))
-            if config.target_kl is not None and float(torch.stack(records[start:])[:, 4].mean()) > config.target_kl:
-                break
+            if config.target_kl is not None:
+                kl = torch.stack(records[start:])[:, APPROX_KL].mean()
+                if float(kl) > config.target_kl:
+                    break
 
         valid = self.buffer.valid_rows()
         returns, values = (field.flatten()[valid] for field in (self.buffer.returns, self.buffer.values))

@@ -79,6 +79,18 @@ class Endless(Probe):
         return self.seen(), 1.0, False, self.steps == 10, {}
 
 
+class Later(Probe):
+    """Pays 0 at first and 1 for ever after; cut after three steps: V(0) = gamma / (1 - gamma), V(1) = 1 / (1 - gamma)."""
+
+    def begin(self):
+        self.steps, self.observation = 0, 0.0
+
+    def step(self, action):
+        reward = self.observation
+        self.steps, self.observation = self.steps + 1, 1.0
+        return self.seen(), reward, False, self.steps == 3, {}
+
+
 class Target(Probe):
     """Continuous: pays -(action - 0.5)^2."""
 
@@ -88,7 +100,7 @@ class Target(Probe):
         return self.seen(), -float((action[0] - 0.5) ** 2), True, False, {}
 
 
-PROBES = (Constant, Observed, Discounted, Rewarding, Matching, Endless, Target)
+PROBES = (Constant, Observed, Discounted, Rewarding, Matching, Endless, Later, Target)
 
 
 def register():

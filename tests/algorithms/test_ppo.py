@@ -350,6 +350,13 @@ def test_a_time_limit_is_not_an_end():
     assert value_of(agent, 0.0) == pytest.approx(50.0, abs=2.5)
 
 
+def test_a_time_limit_is_an_episodes_end_nevertheless():
+    """Rows R1 and R2: V(1) = 2; 1.33 if truncation were termination, 1.6 if the next episode's value leaked in."""
+    agent = trained("Later", gamma=0.5)
+    assert value_of(agent, 1.0) == pytest.approx(2.0, abs=0.1)
+    assert value_of(agent, 0.0) == pytest.approx(1.0, abs=0.1)
+
+
 # Options and results
 
 
