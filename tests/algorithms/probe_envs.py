@@ -80,7 +80,7 @@ class Endless(Probe):
 
 
 class Later(Probe):
-    """Pays 0 at first and 1 for ever after; cut after three steps: V(0) = gamma / (1 - gamma), V(1) = 1 / (1 - gamma)."""
+    """Pays 0, then 1 for ever; cut after three steps: V(0) = gamma / (1 - gamma), V(1) = 1 / (1 - gamma)."""
 
     def begin(self):
         self.steps, self.observation = 0, 0.0
