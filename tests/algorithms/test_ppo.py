@@ -226,6 +226,24 @@ def test_before_the_first_step_the_ratio_is_one(env_id, normalize):
         torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("vectorization", ["sync", "vector_entry_point"])
+def test_final_observations_are_valued_as_the_policy_would_see_them(vectorization, monkeypatch):
+    """Row A3, at truncations: the critic gets normalised final observations, and last ones too."""
+    spec = dataclasses.replace(gymnasium.spec("CartPole-v1"), id="ShortPole-v0", max_episode_steps=10)
+    spec.kwargs = {"max_episode_steps": 10} if vectorization == "vector_entry_point" else {}
+    monkeypatch.setitem(gymnasium.registry, "ShortPole-v0", spec)
+    agent = ppo.PPO(small("ShortPole-v0", num_steps=40, normalize_observations=True, vectorization=vectorization))
+    observe, shown = agent.policy.observe, []
+    monkeypatch.setattr(agent.policy, "observe", lambda raw: shown.append(observe(raw)) or shown[-1])
+    agent.collect()
+    assert agent.buffer.truncated.any()
+    last = agent.policy.observe(agent.raw_observations)
+    final = agent.buffer.observations_to_value(last)[agent.buffer.mask.size :]
+    assert len(final) >= 2 + agent.buffer.truncated.sum() - agent.buffer.terminated.sum()
+    rows = {row.tobytes() for rows in shown for row in rows}
+    assert all(row.tobytes() in rows for row in final.numpy())
+
+
 def test_the_raw_action_is_stored_and_a_clipped_one_acted():
     """Row A10."""
     agent = ppo.PPO(small("Pendulum-v1", num_steps=64))
