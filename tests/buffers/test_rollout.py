@@ -14,7 +14,7 @@ def filled(seed=0, masked=False, action_shape=(), action_dtype=np.int64):
     buffer = RolloutBuffer(T, N, (D,), action_shape, action_dtype=action_dtype)
     final = {}
     for t in range(T):
-        terminated, truncated = rng.random((2, N)) < 0.15
+        terminated, truncated = rng.random((2, N)) < 0.3
         mask = rng.random(N) < 0.7 if masked else np.ones(N, bool)
         ended = np.flatnonzero((terminated | truncated) & mask)
         finals = rng.normal(size=(len(ended), D))
@@ -41,6 +41,7 @@ def value(observations):
 def test_advantages_are_those_of_the_transitions_own_next_observations(masked):
     """Rows R1, R3, R8 and R15: V(final observation) at a truncation, else the next row's; no fillers."""
     buffer, last, final = filled(masked=masked)
+    assert (buffer.terminated & buffer.truncated & buffer.mask).any()
     observations = buffer.observations_to_value(last)
     values = torch.from_numpy(value(observations.numpy()))
     buffer.compute_advantages(torch.zeros(T * N), values, gamma=0.9, gae_lambda=0.8)
