@@ -26,7 +26,7 @@ def main() -> None:
     training.add_argument("--updates", type=int, default=40, help="rollouts of 512 steps in a round")
     learning = commands.add_parser("learning", help="PPO's learning results over seeds")
     learning.add_argument("--library", choices=("fastac", "sb3"), required=True)
-    learning.add_argument("--setting", choices=("cleanrl", "zoo"), required=True)
+    learning.add_argument("--setting", choices=("cleanrl", "cleanrl-unclipped", "zoo"), required=True)
     learning.add_argument("--seeds", type=seed_list, default=seed_list("0-9"), help="a range such as 0-9")
     report = commands.add_parser("report", help="write the README's tables and figure from the recorded results")
     report.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")

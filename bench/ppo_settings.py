@@ -74,6 +74,10 @@ SETTINGS = {
         ent_coef=0.0,
     ),
 }
+# SB3's value clipping is not CleanRL's (MAPPING), so the same without any: neither library is held to its weaker form.
+SETTINGS["cleanrl-unclipped"] = dataclasses.replace(
+    SETTINGS["cleanrl"], source="CleanRL ppo.py defaults, --no-clip-vloss", clip_vloss=False
+)
 
 MAPPING = {
     "network": "separate tanh 64x64 actor and critic, orthogonal, gains sqrt 2, 0.01 (policy), 1 (value) in both",

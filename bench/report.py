@@ -16,7 +16,12 @@ README = record.ROOT / "README.md"
 REQUIRED = ("gae", "training", "learning")
 PEERS = ("rlax", "tianshou", "rlox", "sb3", "torchrl", "scipy")
 TITLES = {"sb3": "SB3", "torchrl": "TorchRL", "scipy": "SciPy `lfilter`"}
-SETTING_TITLES = {"cleanrl": "CleanRL's classic", "zoo": "RL Zoo's CartPole"}
+SETTING_TITLES = {
+    "cleanrl": "CleanRL's classic",
+    "cleanrl-unclipped": "the same, values not clipped",
+    "zoo": "RL Zoo's CartPole",
+}
+OPTIONAL_SETTINGS = ("cleanrl-unclipped",)
 
 Results = Mapping[str, dict[str, Any]]
 
@@ -161,6 +166,8 @@ def learning(results: Results) -> str:
 
     rows, shown = [], None
     for setting, title in SETTING_TITLES.items():
+        if setting in OPTIONAL_SETTINGS and f"learning/sb3-{setting}" not in results:
+            continue
         for library in ("fastac", "sb3"):
             name = f"learning/{library}-{setting}"
             result = need(results, name)
