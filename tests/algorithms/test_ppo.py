@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastac.algorithms import ppo
+from fastac.normalize import RewardNormalizer
 from fastac.run import RunError, torch_threads
 
 probe_envs.register()
@@ -255,6 +256,22 @@ def test_the_raw_action_is_stored_and_a_clipped_one_acted():
     raw = agent.buffer.actions
     assert np.abs(raw).max() > 2
     assert np.array_equal(np.stack(acted), raw.clip(-2, 2))
+
+
+def test_rewards_are_scaled_before_they_are_valued():
+    """Row A2."""
+    config = small("Pendulum-v1", normalize_rewards=True)
+    agent = ppo.PPO(config)
+    normalizer = RewardNormalizer(config.num_envs, config.gamma)
+    for _ in range(2):
+        agent.collect()
+        paid = agent.buffer.rewards.copy()
+        agent.estimate()
+        expected = normalizer(paid, agent.buffer.terminated | agent.buffer.truncated, agent.buffer.mask)
+        assert np.array_equal(agent.buffer.rewards, expected)
+        assert not np.array_equal(paid, expected)
+        scaled = agent.buffer._fields[1].numpy()
+        assert np.array_equal(scaled, expected.ravel())
 
 
 def test_a_discrete_space_that_starts_elsewhere(monkeypatch):
