@@ -97,8 +97,8 @@ def expected(case: Case) -> tuple[NDArray[np.float64], ...]:
 
 def disagreement(results: tuple[Any, ...], case: Case) -> float:
     """Largest difference from float64, in units of the largest result; a peer may return the first result alone."""
-    worst = 0.0
-    for result, reference in zip(results, expected(case), strict=False):
-        difference = np.abs(np.asarray(result, dtype=np.float64) - reference)
-        worst = max(worst, float(np.max(difference) / np.max(np.abs(reference))))
-    return worst
+    differences = [
+        np.max(np.abs(np.asarray(result, dtype=np.float64) - reference)) / np.max(np.abs(reference))
+        for result, reference in zip(results, expected(case), strict=False)
+    ]
+    return float(np.max(differences))  # NaN where anything is
