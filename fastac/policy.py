@@ -142,8 +142,19 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> Policy:
         run: A run folder, or a checkpoint file.
         device: Where its actor goes.
 
+    Returns:
+        The policy as it was saved last; `policy.act(observations)` gives actions as the environment takes them.
+
     Raises:
         fastac.checkpoint.CheckpointError: missing, damaged, foreign or of a newer version.
+
+    Example:
+        >>> import tempfile
+        >>> from fastac.algorithms import ppo
+        >>> run = Path(tempfile.mkdtemp())
+        >>> result = ppo.train(ppo.Config(env_id="CartPole-v1", total_timesteps=256, num_steps=64), run_dir=run)
+        >>> load(run).act(np.zeros((2, 4))).shape
+        (2,)
     """
     path = Path(run)
     state = checkpoint.load(path / CHECKPOINT if path.is_dir() else path)
