@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, settings
 
 SLOW_FIRST_CALL = [HealthCheck.too_slow, HealthCheck.data_too_large]  # a first call compiles its kernel
 
-settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True, suppress_health_check=SLOW_FIRST_CALL)
+settings.register_profile(
+    "ci", max_examples=120, deadline=None, derandomize=True, suppress_health_check=SLOW_FIRST_CALL
+)
 settings.register_profile("deep", max_examples=3000, deadline=None, suppress_health_check=SLOW_FIRST_CALL)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

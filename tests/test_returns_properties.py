@@ -7,7 +7,7 @@ import naive
 import numpy as np
 import pytest
 import torch
-from cases import COLUMNS, FLAGS, LAYOUTS, REFERENCES, Case, assert_same_bytes, assert_within, cases, lay_out
+from cases import FLAGS, LAYOUTS, REFERENCES, Case, assert_same_bytes, assert_within, cases, lay_out
 from hypothesis import given
 
 import fastac
@@ -136,7 +136,7 @@ def to_tensor(array: Any, layout: str = "contiguous") -> Any:
 class TestTensors:
     @given(st.data())
     def test_within_the_accuracy_bound(self, name: str, data: Any) -> None:
-        """Rules 8 to 11 on tensors: any layout in, a contiguous tensor of the same dtype and device out."""
+        """Rules 8 to 11 on tensors: any layout in, the dtype and device of `values` out."""
         case = data.draw(cases((name,)))
         layouts = ["contiguous", "transposed", "strided", "offset"]
         chosen = {argument: data.draw(st.sampled_from(layouts), argument) for argument in case.arguments}
@@ -186,28 +186,48 @@ class TestTensors:
             torch.testing.assert_close(result, expected.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("width", [w for w in COLUMNS if w is not None])
-@pytest.mark.parametrize("length", [1, 4, 7, 8, 13, 64, 65, 130])
+def random_case(name: str, shape: tuple[int, ...], *, full: bool, masked: bool, seed: int) -> Case:
+    """Every flag that the form allows, with the options in the middle of their ranges."""
+    generator = np.random.default_rng(seed)
+    arguments = {"rewards": generator.normal(size=shape).astype(np.float32)}
+    if name != "discounted_returns":
+        arguments["values"] = generator.normal(size=shape).astype(np.float32)
+    arguments["next_values"] = generator.normal(size=shape if full else shape[1:]).astype(np.float32)
+    arguments["terminated"] = generator.random(shape) < 0.1
+    if full:
+        arguments["truncated"] = generator.random(shape) < 0.1
+    if masked:
+        arguments["mask"] = generator.random(shape) < 0.9
+    options = {"gae": {"gae_lambda": 0.9}, "lambda_returns": {"td_lambda": 0.9}, "n_step_returns": {"n": 5}}
+    return Case(name, arguments, {"gamma": 0.97, **options.get(name, {})})
+
+
+@pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_every_shape_variant_of_gae(length: int, width: int, batch_first: bool) -> None:
-    """Kernels have variants for N = 1, N < 16 and many; each has a remainder to get wrong."""
-    generator = np.random.default_rng(length * 100 + width)
-    shape = (length, width)
-    case = Case(
-        "gae",
-        {
-            "rewards": generator.normal(size=shape).astype(np.float32),
-            "values": generator.normal(size=shape).astype(np.float32),
-            "next_values": generator.normal(size=width).astype(np.float32),
-            "terminated": generator.random(shape) < 0.1,
-            "mask": generator.random(shape) < 0.9,
-        },
-        {"gamma": 0.97, "gae_lambda": 0.9},
-    )
+@pytest.mark.parametrize("name", REFERENCES)
+def test_every_shape_variant(name: str, batch_first: bool, full: bool) -> None:
+    """Kernels have variants for one, few and many environments; each has a remainder to get wrong."""
     turn = (lambda _, a: np.ascontiguousarray(a.T)) if batch_first else None
-    for arguments in [case.arguments, {k: a for k, a in case.arguments.items() if k != "mask"}]:
-        part = Case("gae", arguments, case.options)
-        assert_within(tuple(r.T if batch_first else r for r in part.call(turn, batch_first=batch_first)), part)
+    for width in (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64):
+        for length in (1, 2, 7, 19):
+            for masked in (False, True):
+                case = random_case(name, (length, width), full=full, masked=masked, seed=100 * length + width)
+                results = case.call(turn, batch_first=batch_first)
+                assert_within(tuple(r.T if batch_first else r for r in results), case)
+
+
+@pytest.mark.parametrize("shape", [(1023,), (1024,), (1025,), (3001, 1), (520, 2), (700, 5), (150, 7), (40, 33)])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_windows_longer_than_a_tile(name: str, shape: tuple[int, ...]) -> None:
+    """Kernels work through long windows in pieces; nothing may be lost between two."""
+    for full in (False, True):
+        case = random_case(name, shape, full=full, masked=False, seed=shape[0])
+        for flags in ({}, {"terminated": np.zeros(shape, bool), "truncated": None}):
+            part = case.with_arguments(**flags)
+            for n in (2, 40) if name == "n_step_returns" else (1,):
+                options = {**part.options, "n": n} if name == "n_step_returns" else part.options
+                sized = Case(name, part.arguments, options)
+                assert_within(sized.call(), sized)
 
 
 def test_a_long_horizon_stays_within_the_bound() -> None:
