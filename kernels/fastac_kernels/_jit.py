@@ -12,6 +12,7 @@ import hashlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,6 +73,7 @@ def _find_cache_folder() -> Path | None:
 
 CACHE_FOLDER = _find_cache_folder()
 _DISPATCHERS: list[Any] = []
+_LOCK = threading.Lock()
 
 
 def kernel(function: Function) -> Function:
@@ -89,6 +91,39 @@ def kernel(function: Function) -> Function:
 def inline(function: Function) -> Function:
     """Like `kernel`, for the short loops that kernels call once a row: always inlined, since a call costs 50 ns."""
     return _compiled(function, forceinline=True, cache=False)
+
+
+def entry(signature: Callable[[Any], tuple[Any, ...]]) -> Callable[[Function], Function]:
+    """A kernel that takes arrays for one list of types for each float type, and refuses all others with `TypeError`.
+
+    Args:
+        signature: Gives the Numba types of the arguments for a Numba float type.
+    """
+
+    def decorate(function: Function) -> Function:
+        dispatcher: Any = kernel(function)
+        dispatcher.signature, dispatcher.compiled_for = signature, set()
+        return dispatcher  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def ready(dispatcher: Any, dtype: Any) -> bool:
+    """Whether an `entry` may be called for this numpy dtype; the first time it is compiled or loaded from the cache."""
+    return dtype in dispatcher.compiled_for or _compile_for(dispatcher, dtype)
+
+
+def _compile_for(dispatcher: Any, dtype: Any) -> bool:
+    """Compile an entry for a dtype, or load it from the cache, and let it compile nothing else."""
+    if config.DISABLE_JIT:
+        return False  # plain Python would refuse no type
+    with _LOCK:
+        if dispatcher.compiled_for:
+            dispatcher.disable_compile(False)
+        dispatcher.compile(dispatcher.signature(numba.from_dtype(dtype)))
+        dispatcher.disable_compile()
+        dispatcher.compiled_for.add(dtype)
+    return True
 
 
 def _compiled(function: Function, *, forceinline: bool, cache: bool) -> Function:

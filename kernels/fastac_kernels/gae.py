@@ -10,9 +10,10 @@
 from typing import Any
 
 import numpy as np
+from numba import boolean, float64
 from numpy.typing import NDArray
 
-from fastac_kernels._jit import kernel
+from fastac_kernels._jit import entry, kernel
 from fastac_kernels.memory import address_of, array_at, rows_at
 from fastac_kernels.recurrence import NARROW, WIDE, apart, bounds, scan
 
@@ -187,7 +188,7 @@ def gae_at(
     return True
 
 
-@kernel
+@entry(lambda real: (*[real[:, ::1]] * 2, real[::1], boolean[:, ::1], float64, float64, *[real[:, ::1]] * 2))
 def gae_short(
     rewards: Array, values: Array, last_values: Array, terminated: Array, gamma: float, gae_lambda: float,
     advantages: Array, returns: Array,
@@ -206,7 +207,7 @@ def gae_short(
     )  # fmt: skip
 
 
-@kernel
+@entry(lambda real: (*[real[:, ::1]] * 3, *[boolean[:, ::1]] * 2, float64, float64, *[real[:, ::1]] * 2))
 def gae_full(
     rewards: Array, values: Array, next_values: Array, terminated: Array, truncated: Array,
     gamma: float, gae_lambda: float, advantages: Array, returns: Array,
@@ -215,11 +216,11 @@ def gae_full(
     shape = rewards.shape
     if (
         values.shape != shape or next_values.shape != shape or terminated.shape != shape or truncated.shape != shape
-        or advantages.shape != shape or returns.shape != shape or shape[0] == 0
+        or advantages.shape != shape or returns.shape != shape
     ):  # fmt: skip
         return False
     return gae_at(
         address_of(rewards), address_of(values), address_of(next_values), 0, address_of(terminated),
         address_of(truncated), 0, 0, address_of(advantages), address_of(returns), rewards.size, 1,
-        rewards.size // shape[0], gamma, gae_lambda, rewards.dtype.type(0),
+        shape[1], gamma, gae_lambda, rewards.dtype.type(0),
     )  # fmt: skip

@@ -60,17 +60,18 @@ def scan(x: Array, terminated: Array, truncated: Array, decay: float, lanes: int
     rounds = 2 if lanes == 1 else 1
     stride = lanes * 4**rounds
     size = max(TILE // stride, 1) * stride
-    floats = np.empty((2, size + stride), x.dtype)
-    bytes_ = np.empty((2, size + stride), np.uint8)
-    carry = np.zeros(stride, x.dtype)
+    width = size + stride
+    # One allocation: two rows of floats, the carry, and two rows of bytes, which fit in half a row of floats or less.
+    memory = np.empty(3 * width, x.dtype)
+    a, b, carry = memory[:width], memory[width : 2 * width], np.zeros(stride, x.dtype)
+    bytes_ = memory[2 * width :].view(np.uint8)
+    end, end_b = bytes_[:width], bytes_[width : 2 * width]
     stop = x.size
     while stop > 0:
-        # The tile nearest the start may be short; `_chain` needs whole strides, so elements before it are padded.
+        # The tile nearest the start may be short: `_chain` needs whole strides, so it is padded in front.
         start = max(0, stop - size)
         length = stop - start
         pad = (-length) % stride
-        a, b = floats[0], floats[1]
-        end, end_b = bytes_[0], bytes_[1]
         for i in range(pad):
             a[i] = real(0)
             end[i] = 1
@@ -79,7 +80,7 @@ def scan(x: Array, terminated: Array, truncated: Array, decay: float, lanes: int
         for i in range(length):
             a_tile[i] = x_tile[i]
         for i in range(length):
-            end_tile[i] = (terminated_tile[i] != 0) | (truncated_tile[i] != 0)
+            end_tile[i] = terminated_tile[i] | truncated_tile[i]
         full = pad + length
         # What lies beyond the tile is known already: it stands there as finished elements.
         for i in range(stride):
@@ -99,12 +100,15 @@ def scan(x: Array, terminated: Array, truncated: Array, decay: float, lanes: int
             end, end_b = end_b, end
             step *= 4
             power = power**4
-        _chain(a[:full], end[:full], real(power), b[:full], carry)
-        b_tile = b[pad : pad + length]
-        for i in range(length):
-            x_tile[i] = b_tile[i]
+        if pad == 0:
+            _chain(a[:full], end[:full], real(power), x_tile, carry)
+        else:
+            _chain(a[:full], end[:full], real(power), b[:full], carry)
+            b_tile = b[pad : pad + length]
+            for i in range(length):
+                x_tile[i] = b_tile[i]
         for n in range(lanes):
-            carry[n] = x[start + n]
+            carry[n] = x_tile[n]
         for n in range(lanes, stride):
             carry[n] = real(0)
         stop = start

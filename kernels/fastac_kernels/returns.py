@@ -9,9 +9,10 @@ returns are the case lambda = 1, in which V(s[t+1]) inside an episode is not eve
 from typing import Any
 
 import numpy as np
+from numba import boolean, float64
 from numpy.typing import NDArray
 
-from fastac_kernels._jit import kernel
+from fastac_kernels._jit import entry, kernel
 from fastac_kernels.memory import address_of, array_at, rows_at
 from fastac_kernels.recurrence import NARROW, apart, bounds, scan
 
@@ -150,7 +151,7 @@ def lambda_returns_at(
     return True
 
 
-@kernel
+@entry(lambda real: (real[:, ::1], real[::1], boolean[:, ::1], float64, real[:, ::1]))
 def discounted_returns_short(rewards: Array, last_values: Array, terminated: Array, gamma: float, out: Array) -> bool:
     """Contiguous `(T, N)` arrays of one float type, boolean flags. False: shapes differ, or overlap."""
     shape = rewards.shape
