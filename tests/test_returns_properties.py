@@ -216,17 +216,20 @@ def test_every_shape_variant(name: str, batch_first: bool, full: bool) -> None:
                 assert_within(tuple(r.T if batch_first else r for r in results), case)
 
 
-@pytest.mark.parametrize("shape", [(1023,), (1024,), (1025,), (3001, 1), (520, 2), (700, 5), (150, 7), (40, 33)])
+LONG = [(1023,), (1024,), (1025,), (3001, 1), (520, 2), (700, 5), (150, 7), (40, 33)]
+WIDE = [(3, 1023), (4, 1024), (3, 1025), (5, 2100)]
+
+
+@pytest.mark.parametrize("shape", LONG + WIDE)
 @pytest.mark.parametrize("name", REFERENCES)
-def test_windows_longer_than_a_tile(name: str, shape: tuple[int, ...]) -> None:
-    """Kernels work through long windows in pieces; nothing may be lost between two."""
+def test_windows_larger_than_a_tile(name: str, shape: tuple[int, ...]) -> None:
+    """Kernels work through long and wide windows in pieces; nothing may be lost between two."""
     for full in (False, True):
         case = random_case(name, shape, full=full, masked=False, seed=shape[0])
         for flags in ({}, {"terminated": np.zeros(shape, bool), "truncated": None}):
-            part = case.with_arguments(**flags)
             for n in (2, 40) if name == "n_step_returns" else (1,):
-                options = {**part.options, "n": n} if name == "n_step_returns" else part.options
-                sized = Case(name, part.arguments, options)
+                options = {**case.options, "n": n} if name == "n_step_returns" else case.options
+                sized = Case(name, {**case.arguments, **flags}, options)
                 assert_within(sized.call(), sized)
 
 
