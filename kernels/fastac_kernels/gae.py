@@ -13,53 +13,85 @@ import numpy as np
 from numba import boolean, float64
 from numpy.typing import NDArray
 
-from fastac_kernels._jit import entry, kernel
+from fastac_kernels._jit import entry, inline, kernel
 from fastac_kernels.memory import address_of, array_at, rows_at
-from fastac_kernels.recurrence import NARROW, WIDE, apart, bounds, scan
+from fastac_kernels.recurrence import COLUMNS, NARROW, SHORT, apart, bounds, scan
 
 Array = NDArray[Any]
 
 
+@inline
+def _advantages(
+    rewards: Array, values: Array, next_values: Array, terminated: Array, next_advantages: Array,
+    gamma: Any, decay: Any, out: Array,
+) -> None:  # fmt: skip
+    zero = out.dtype.type(0)
+    for n in range(out.size):
+        future = gamma * next_values[n] + decay * next_advantages[n]
+        out[n] = rewards[n] - values[n] + (zero if terminated[n] else future)
+
+
+@inline
+def _truncated_advantages(
+    rewards: Array, values: Array, next_values: Array, terminated: Array, truncated: Array, next_advantages: Array,
+    gamma: Any, decay: Any, out: Array,
+) -> None:  # fmt: skip
+    zero = out.dtype.type(0)
+    for n in range(out.size):
+        future = gamma * next_values[n] + (zero if truncated[n] else decay * next_advantages[n])
+        out[n] = rewards[n] - values[n] + (zero if terminated[n] else future)
+
+
+@inline
+def _short_row(
+    rewards: Array, values: Array, next_values: Array, terminated: Array, truncated: Array, next_advantages: Array,
+    gamma: Any, decay: Any, advantages: Array, returns: Array,
+) -> None:  # fmt: skip
+    zero = advantages.dtype.type(0)
+    for n in range(advantages.size):
+        future = gamma * next_values[n] + (zero if truncated[n] else decay * next_advantages[n])
+        advantages[n] = rewards[n] - values[n] + (zero if terminated[n] else future)
+        returns[n] = advantages[n] + values[n]
+
+
+@inline
+def _add(a: Array, b: Array, out: Array) -> None:
+    for n in range(out.size):
+        out[n] = a[n] + b[n]
+
+
 @kernel
 def _rows(
-    rewards: Array, values: Array, next_values: Array, last_values: Array, terminated: Array, truncated: Array,
-    gamma: Any, decay: Any, advantages: Array, returns: Array,
+    rewards: int, values: int, next_values: int, last_values: int, terminated: int, truncated: int,
+    rows: int, lanes: int, gamma: Any, decay: Any, advantages: int, returns: int, like: Any,
 ) -> None:  # fmt: skip
-    """Many lanes: one row at a time, in three loops that each vectorise. `next_values` lacks the last row."""
-    zero = rewards.dtype.type(0)
-    rows, lanes = rewards.shape
-    carry = np.zeros(lanes, rewards.dtype)
-    for t in range(rows - 1, -1, -1):
-        r, v, q, a = rewards[t], values[t], returns[t], advantages[t]
-        is_terminated, is_truncated = terminated[t], truncated[t]
-        after = last_values if t == rows - 1 else next_values[t]
-        for n in range(lanes):
-            a[n] = r[n] - v[n] + (zero if is_terminated[n] else gamma * after[n])
-        for n in range(lanes):
-            carry[n] = a[n] + (zero if is_terminated[n] | is_truncated[n] else decay * carry[n])
-        for n in range(lanes):
-            a[n] = carry[n]
-            q[n] = carry[n] + v[n]
+    """Many lanes: row after row, a tile of columns at a time. The carry is the row of advantages written before.
 
-
-@kernel
-def _short_rows(
-    rewards: Array, values: Array, next_values: Array, last_values: Array, terminated: Array, truncated: Array,
-    gamma: Any, decay: Any, advantages: Array, returns: Array,
-) -> None:  # fmt: skip
-    """The same in one loop, for rows too short to pay for three."""
-    zero = rewards.dtype.type(0)
-    rows, lanes = rewards.shape
-    carry = np.zeros(lanes, rewards.dtype)
-    for t in range(rows - 1, -1, -1):
-        r, v, q, a = rewards[t], values[t], returns[t], advantages[t]
-        is_terminated, is_truncated = terminated[t], truncated[t]
-        after = last_values if t == rows - 1 else next_values[t]
-        for n in range(lanes):
-            delta = r[n] - v[n] + (zero if is_terminated[n] else gamma * after[n])
-            carry[n] = delta + (zero if is_terminated[n] | is_truncated[n] else decay * carry[n])
-            a[n] = carry[n]
-            q[n] = carry[n] + v[n]
+    `next_values` lacks the last row, after which `last_values` stands; `truncated` is 0 where nothing is.
+    """
+    byte = np.uint8(0)
+    itemsize = array_at(rewards, rows * lanes, like).itemsize
+    nothing = np.zeros(min(lanes, COLUMNS), array_at(rewards, rows * lanes, like).dtype)
+    for column in range(0, lanes, COLUMNS):
+        width = min(COLUMNS, lanes - column)
+        following, carry = last_values + column * itemsize, address_of(nothing)
+        for t in range(rows - 1, -1, -1):
+            element = t * lanes + column
+            at = element * itemsize
+            r, v = array_at(rewards + at, width, like), array_at(values + at, width, like)
+            n, p = array_at(following, width, like), array_at(carry, width, like)
+            a, q = array_at(advantages + at, width, like), array_at(returns + at, width, like)
+            e = array_at(terminated + element, width, byte)
+            c = array_at((truncated if truncated != 0 else terminated) + element, width, byte)
+            if lanes < SHORT:
+                _short_row(r, v, n, e, c, p, gamma, decay, a, q)
+            else:
+                if truncated == 0:
+                    _advantages(r, v, n, e, p, gamma, decay, a)
+                else:
+                    _truncated_advantages(r, v, n, e, c, p, gamma, decay, a)
+                _add(a, v, q)
+            following, carry = next_values + at - lanes * itemsize, advantages + at
 
 
 @kernel
@@ -152,39 +184,37 @@ def gae_at(
     if not apart(advantages, size_of_all, returns, size_of_all):
         return False
 
-    truncated = truncated if truncated != 0 else terminated
     byte = np.uint8(0)
     real = array_at(rewards, total, like).dtype.type
     g, decay = real(gamma), gamma * gae_lambda
+    either = truncated if truncated != 0 else terminated
     for s in range(sequences):
         start, size = bounds(cu_seqlens, total, sequences, s)
         if size == 0:
             continue
         rows, at, last = size // lanes, start * itemsize, (start + size - lanes) * itemsize
         after = next_values + at if next_values != 0 else values + at + lanes * itemsize
-        v_final = array_at(next_values + last if next_values != 0 else last_values + s * lanes * itemsize, lanes, like)
-        if mask == 0 and lanes < NARROW:
+        final = next_values + last if next_values != 0 else last_values + s * lanes * itemsize
+        if mask == 0 and lanes >= NARROW:
+            _rows(
+                rewards + at, values + at, after, final, terminated + start, truncated + start if truncated != 0 else 0,
+                rows, lanes, g, real(decay), advantages + at, returns + at, like,
+            )  # fmt: skip
+        elif mask == 0:
             _few_lanes(
                 array_at(rewards + at, size, like), array_at(values + at, size, like), array_at(after, size, like),
-                v_final,
-                array_at(terminated + start, size, byte), array_at(truncated + start, size, byte), g, decay,
+                array_at(final, lanes, like), array_at(terminated + start, size, byte),
+                array_at(either + start, size, byte), g, decay,
                 array_at(advantages + at, size, like), array_at(returns + at, size, like),
             )  # fmt: skip
-            continue
-        r, v, n = (
-            rows_at(rewards + at, rows, lanes, like),
-            rows_at(values + at, rows, lanes, like),
-            rows_at(after, rows, lanes, like),
-        )
-        a, q = rows_at(advantages + at, rows, lanes, like), rows_at(returns + at, rows, lanes, like)
-        e, c = rows_at(terminated + start, rows, lanes, byte), rows_at(truncated + start, rows, lanes, byte)
-        if mask != 0:
-            m = rows_at(mask + start, rows, lanes, byte)
-            _masked_rows(r, v, n, v_final, e, c, m, next_values != 0, g, real(decay), a, q)
-        elif lanes < WIDE:
-            _short_rows(r, v, n, v_final, e, c, g, real(decay), a, q)
         else:
-            _rows(r, v, n, v_final, e, c, g, real(decay), a, q)
+            _masked_rows(
+                rows_at(rewards + at, rows, lanes, like), rows_at(values + at, rows, lanes, like),
+                rows_at(after, rows, lanes, like), array_at(final, lanes, like),
+                rows_at(terminated + start, rows, lanes, byte), rows_at(either + start, rows, lanes, byte),
+                rows_at(mask + start, rows, lanes, byte), next_values != 0, g, real(decay),
+                rows_at(advantages + at, rows, lanes, like), rows_at(returns + at, rows, lanes, like),
+            )  # fmt: skip
     return True
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastac_kernels._jit import kernel
-from fastac_kernels.memory import array_at, rows_at
-from fastac_kernels.recurrence import TILE, apart, bounds
+from fastac_kernels.memory import address_of, array_at, rows_at
+from fastac_kernels.recurrence import COLUMNS, TILE, apart, bounds, step, truncated_step
 
 Array = NDArray[Any]
 
@@ -24,13 +24,50 @@ FEW = 32
 
 @kernel
 def _rows(
+    rewards: int, next_values: int, last_values: int, terminated: int, truncated: int, rows: int, lanes: int,
+    n: int, gamma: Any, out: int, like: Any,
+) -> None:  # fmt: skip
+    """Many lanes: row after row, a tile of columns at a time, keeping the 1- to (n-1)-step returns of the row behind.
+
+    `next_values` lacks the last row, after which `last_values` stands; `truncated` is 0 where nothing is.
+    """
+    byte = np.uint8(0)
+    itemsize = array_at(rewards, rows * lanes, like).itemsize
+    kept = np.empty(max(n - 1, 1) * min(lanes, COLUMNS), array_at(rewards, rows * lanes, like).dtype)
+    for column in range(0, lanes, COLUMNS):
+        width = min(COLUMNS, lanes - column)
+        carry = address_of(kept)
+        following = array_at(last_values + column * itemsize, width, like)
+        for k in range(n - 1):
+            start = array_at(carry + k * width * itemsize, width, like)
+            for i in range(width):
+                start[i] = following[i]
+        for t in range(rows - 1, -1, -1):
+            element = t * lanes + column
+            at = element * itemsize
+            r, e = array_at(rewards + at, width, like), array_at(terminated + element, width, byte)
+            after = array_at(last_values + column * itemsize if t == rows - 1 else next_values + at, width, like)
+            # From the longest to the shortest, each from the next shorter one of the row behind.
+            for k in range(n - 1, -1, -1):
+                o = array_at(out + at if k == n - 1 else carry + k * width * itemsize, width, like)
+                if k == 0:
+                    step(r, e, after, gamma, o)
+                    continue
+                shorter = array_at(carry + (k - 1) * width * itemsize, width, like)
+                if truncated == 0:
+                    step(r, e, shorter, gamma, o)
+                else:
+                    truncated_step(r, e, array_at(truncated + element, width, byte), after, shorter, gamma, o)
+
+
+@kernel
+def _masked_rows(
     rewards: Array, values: Array, next_values: Array, last_values: Array, terminated: Array, truncated: Array,
     mask: Array, full: bool, n_steps: int, gamma: Any, out: Array,
 ) -> None:  # fmt: skip
-    """Row by row; `carry[k]` holds the (k+1)-step return of the next valid row. `mask` is empty where there is none."""
+    """Rows with holes; `carry[k]` holds the (k+1)-step return of the next valid row."""
     zero = rewards.dtype.type(0)
     rows, lanes = rewards.shape
-    masked = mask.size > 0
     carry = np.empty((n_steps, lanes), rewards.dtype)
     is_last = np.ones(lanes, np.uint8)
     bootstrap = np.empty(lanes, rewards.dtype)
@@ -41,6 +78,7 @@ def _rows(
             carry[k, n] = last_values[n]
     for t in range(rows - 1, -1, -1):
         r, v, o, is_terminated, is_truncated = rewards[t], values[t], out[t], terminated[t], truncated[t]
+        valid = mask[t]
         if full:
             given = next_values[t]
             for n in range(lanes):
@@ -48,32 +86,18 @@ def _rows(
         for n in range(lanes):
             bootstrap[n] = zero if is_terminated[n] else gamma * after[n]
             ends[n] = is_terminated[n] | is_truncated[n] | is_last[n]
-        if not masked:
-            for k in range(n_steps - 1, 0, -1):
-                longer, shorter = carry[k], carry[k - 1]
-                for n in range(lanes):
-                    longer[n] = r[n] + (bootstrap[n] if ends[n] else gamma * shorter[n])
-            first, longest = carry[0], carry[n_steps - 1]
+        for k in range(n_steps - 1, 0, -1):
+            longer, shorter = carry[k], carry[k - 1]
             for n in range(lanes):
-                first[n] = r[n] + bootstrap[n]
-            for n in range(lanes):
-                o[n] = longest[n]
-                is_last[n] = 0
-                after[n] = v[n]
-        else:
-            valid = mask[t]
-            for k in range(n_steps - 1, 0, -1):
-                longer, shorter = carry[k], carry[k - 1]
-                for n in range(lanes):
-                    result = r[n] + (bootstrap[n] if ends[n] else gamma * shorter[n])
-                    longer[n] = result if valid[n] else longer[n]
-            first, longest = carry[0], carry[n_steps - 1]
-            for n in range(lanes):
-                first[n] = r[n] + bootstrap[n] if valid[n] else first[n]
-            for n in range(lanes):
-                o[n] = longest[n] if valid[n] else zero
-                is_last[n] = 0 if valid[n] else is_last[n]
-                after[n] = v[n] if valid[n] else after[n]
+                result = r[n] + (bootstrap[n] if ends[n] else gamma * shorter[n])
+                longer[n] = result if valid[n] else longer[n]
+        first, longest = carry[0], carry[n_steps - 1]
+        for n in range(lanes):
+            first[n] = r[n] + bootstrap[n] if valid[n] else first[n]
+        for n in range(lanes):
+            o[n] = longest[n] if valid[n] else zero
+            is_last[n] = 0 if valid[n] else is_last[n]
+            after[n] = v[n] if valid[n] else after[n]
 
 
 @kernel
@@ -139,30 +163,35 @@ def n_step_returns_at(
     if not apart(out, total * itemsize, last_values, sequences * lanes * itemsize):
         return False
 
-    truncated = truncated if truncated != 0 else terminated
     byte = np.uint8(0)
     full = next_values != 0
     gamma_ = array_at(rewards, total, like).dtype.type(gamma)
+    either = truncated if truncated != 0 else terminated
     for s in range(sequences):
         start, size = bounds(cu_seqlens, total, sequences, s)
         if size == 0:
             continue
         rows, at, last = size // lanes, start * itemsize, (start + size - lanes) * itemsize
         n_steps = min(n, rows)
-        v_final = array_at(next_values + last if full else last_values + s * lanes * itemsize, lanes, like)
-        if mask == 0 and lanes < FEW:
-            after = next_values + at if full else values + at + lanes * itemsize
+        after = next_values + at if full else values + at + lanes * itemsize
+        final = next_values + last if full else last_values + s * lanes * itemsize
+        if mask == 0 and lanes >= FEW:
+            _rows(
+                rewards + at, after, final, terminated + start, truncated + start if truncated != 0 else 0,
+                rows, lanes, n_steps, gamma_, out + at, like,
+            )  # fmt: skip
+        elif mask == 0:
             _few_lanes(
-                array_at(rewards + at, size, like), array_at(after, size, like), v_final,
-                array_at(terminated + start, size, byte), array_at(truncated + start, size, byte),
+                array_at(rewards + at, size, like), array_at(after, size, like), array_at(final, lanes, like),
+                array_at(terminated + start, size, byte), array_at(either + start, size, byte),
                 n_steps, gamma_, array_at(out + at, size, like),
             )  # fmt: skip
-            continue
-        r = rows_at(rewards + at, rows, lanes, like)
-        v = rows_at(rewards + at if full else values + at, rows, lanes, like)
-        after_rows = rows_at(next_values + at if full else rewards + at, rows, lanes, like)
-        e, c = rows_at(terminated + start, rows, lanes, byte), rows_at(truncated + start, rows, lanes, byte)
-        m = rows_at(mask + start, rows if mask != 0 else 0, lanes, byte)
-        o = rows_at(out + at, rows, lanes, like)
-        _rows(r, v, after_rows, v_final, e, c, m, full, n_steps, gamma_, o)
+        else:
+            _masked_rows(
+                rows_at(rewards + at, rows, lanes, like),
+                rows_at(values + at if values != 0 else rewards + at, rows, lanes, like),
+                rows_at(after, rows, lanes, like), array_at(final, lanes, like),
+                rows_at(terminated + start, rows, lanes, byte), rows_at(either + start, rows, lanes, byte),
+                rows_at(mask + start, rows, lanes, byte), full, n_steps, gamma_, rows_at(out + at, rows, lanes, like),
+            )  # fmt: skip
     return True

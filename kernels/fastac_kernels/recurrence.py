@@ -16,8 +16,10 @@ Array = NDArray[Any]
 
 # Below NARROW lanes a row does not fill a vector register: look several rows ahead instead (`scan`).
 NARROW = 8
-# Below WIDE lanes one fused loop over a row beats three short ones.
-WIDE = 48
+# Below SHORT lanes a row is too short to pay for a second loop over it.
+SHORT = 32
+# Columns of a tile of wide rows: what a row reads and writes, and the row before it, stay in the first-level cache.
+COLUMNS = 1024
 # Elements per tile of `scan`: its two float and two byte buffers stay in the first-level cache.
 TILE = 1024
 
@@ -112,6 +114,25 @@ def scan(x: Array, terminated: Array, truncated: Array, decay: float, lanes: int
         for n in range(lanes, stride):
             carry[n] = real(0)
         stop = start
+
+
+@inline
+def step(rewards: Array, terminated: Array, future: Array, gamma: Any, out: Array) -> None:
+    """One row of returns from the row behind it: r + gamma * future, without it where terminated."""
+    zero = out.dtype.type(0)
+    for n in range(out.size):
+        out[n] = rewards[n] + (zero if terminated[n] else gamma * future[n])
+
+
+@inline
+def truncated_step(
+    rewards: Array, terminated: Array, truncated: Array, next_values: Array, future: Array, gamma: Any, out: Array
+) -> None:
+    """The same with `next_values` for the future where truncated."""
+    zero = out.dtype.type(0)
+    for n in range(out.size):
+        chosen = next_values[n] if truncated[n] else future[n]
+        out[n] = rewards[n] + (zero if terminated[n] else gamma * chosen)
 
 
 @inline

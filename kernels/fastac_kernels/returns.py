@@ -12,38 +12,56 @@ import numpy as np
 from numba import boolean, float64
 from numpy.typing import NDArray
 
-from fastac_kernels._jit import entry, kernel
+from fastac_kernels._jit import entry, inline, kernel
 from fastac_kernels.memory import address_of, array_at, rows_at
-from fastac_kernels.recurrence import NARROW, apart, bounds, scan
+from fastac_kernels.recurrence import COLUMNS, NARROW, apart, bounds, scan, step, truncated_step
 
 Array = NDArray[Any]
 
 
+@inline
+def _lambda_row(
+    rewards: Array, next_values: Array, terminated: Array, truncated: Array, next_returns: Array,
+    gamma: Any, bootstrap: Any, decay: Any, out: Array,
+) -> None:  # fmt: skip
+    zero = out.dtype.type(0)
+    for n in range(out.size):
+        inside = bootstrap * next_values[n] + decay * next_returns[n]
+        future = gamma * next_values[n] if truncated[n] else inside
+        out[n] = rewards[n] + (zero if terminated[n] else future)
+
+
 @kernel
 def _rows(
-    rewards: Array, next_values: Array, last_values: Array, terminated: Array, truncated: Array,
-    gamma: Any, bootstrap: Any, decay: Any, monte_carlo: bool, out: Array,
+    rewards: int, next_values: int, last_values: int, terminated: int, truncated: int, rows: int, lanes: int,
+    gamma: Any, bootstrap: Any, decay: Any, monte_carlo: bool, out: int, like: Any,
 ) -> None:  # fmt: skip
-    """Many lanes: one row at a time. `next_values` lacks the last row, after which `last_values` is the future."""
-    zero = rewards.dtype.type(0)
-    rows, lanes = rewards.shape
-    carry = np.zeros(lanes, rewards.dtype)
-    for n in range(lanes):
-        last = (rows - 1, n)
-        carry[n] = rewards[last] + (zero if terminated[last] else gamma * last_values[n])
-        out[last] = carry[n]
-    for t in range(rows - 2, -1, -1):
-        r, after, is_terminated, is_truncated, o = rewards[t], next_values[t], terminated[t], truncated[t], out[t]
-        if monte_carlo:
-            for n in range(lanes):
-                future = gamma * (after[n] if is_truncated[n] else carry[n])
-                carry[n] = r[n] + (zero if is_terminated[n] else future)
-                o[n] = carry[n]
-        else:
-            for n in range(lanes):
-                future = gamma * after[n] if is_truncated[n] else bootstrap * after[n] + decay * carry[n]
-                carry[n] = r[n] + (zero if is_terminated[n] else future)
-                o[n] = carry[n]
+    """Many lanes: row after row, a tile of columns at a time. The carry is the row of returns written before.
+
+    `next_values` lacks the last row, after which `last_values` stands; `truncated` is 0 where nothing is.
+    """
+    byte = np.uint8(0)
+    itemsize = array_at(rewards, rows * lanes, like).itemsize
+    for column in range(0, lanes, COLUMNS):
+        width = min(COLUMNS, lanes - column)
+        for t in range(rows - 1, -1, -1):
+            element = t * lanes + column
+            at = element * itemsize
+            r, o = array_at(rewards + at, width, like), array_at(out + at, width, like)
+            e = array_at(terminated + element, width, byte)
+            if t == rows - 1:
+                step(r, e, array_at(last_values + column * itemsize, width, like), gamma, o)
+                continue
+            p = array_at(out + at + lanes * itemsize, width, like)
+            if monte_carlo and truncated == 0:
+                step(r, e, p, gamma, o)
+                continue
+            n = array_at(next_values + at, width, like)
+            c = array_at((truncated if truncated != 0 else terminated) + element, width, byte)
+            if monte_carlo:
+                truncated_step(r, e, c, n, p, gamma, o)
+            else:
+                _lambda_row(r, n, e, c, p, gamma, bootstrap, decay, o)
 
 
 @kernel
@@ -116,10 +134,10 @@ def lambda_returns_at(
     if not apart(out, total * itemsize, last_values, sequences * lanes * itemsize):
         return False
 
-    truncated = truncated if truncated != 0 else terminated
     byte = np.uint8(0)
     real = array_at(rewards, total, like).dtype.type
     g, bootstrap, decay = real(gamma), real(gamma * (1.0 - td_lambda)), gamma * td_lambda
+    either = truncated if truncated != 0 else terminated
     for s in range(sequences):
         start, size = bounds(cu_seqlens, total, sequences, s)
         if size == 0:
@@ -128,26 +146,27 @@ def lambda_returns_at(
         after = next_values + at if next_values != 0 else values + at + lanes * itemsize
         if next_values == 0 and monte_carlo:
             after = rewards + at  # never selected, but a vectorised loop may load it
-        v_final = array_at(next_values + last if next_values != 0 else last_values + s * lanes * itemsize, lanes, like)
-        if mask == 0 and lanes < NARROW:
+        final = next_values + last if next_values != 0 else last_values + s * lanes * itemsize
+        if mask == 0 and lanes >= NARROW:
+            _rows(
+                rewards + at, after, final, terminated + start, truncated + start if truncated != 0 else 0,
+                rows, lanes, g, bootstrap, real(decay), monte_carlo, out + at, like,
+            )  # fmt: skip
+        elif mask == 0:
             _few_lanes(
-                array_at(rewards + at, size, like), array_at(after, size, like), v_final,
-                array_at(terminated + start, size, byte), array_at(truncated + start, size, byte),
+                array_at(rewards + at, size, like), array_at(after, size, like), array_at(final, lanes, like),
+                array_at(terminated + start, size, byte), array_at(either + start, size, byte),
                 g, bootstrap, decay, monte_carlo, array_at(out + at, size, like),
             )  # fmt: skip
-            continue
-        r, n, o = (
-            rows_at(rewards + at, rows, lanes, like),
-            rows_at(after, rows, lanes, like),
-            rows_at(out + at, rows, lanes, like),
-        )
-        e, c = rows_at(terminated + start, rows, lanes, byte), rows_at(truncated + start, rows, lanes, byte)
-        if mask != 0:
-            m = rows_at(mask + start, rows, lanes, byte)
-            v = rows_at(values + at if values != 0 else rewards + at, rows, lanes, like)
-            _masked_rows(r, v, n, v_final, e, c, m, next_values != 0, g, bootstrap, real(decay), monte_carlo, o)
         else:
-            _rows(r, n, v_final, e, c, g, bootstrap, real(decay), monte_carlo, o)
+            _masked_rows(
+                rows_at(rewards + at, rows, lanes, like),
+                rows_at(values + at if values != 0 else rewards + at, rows, lanes, like),
+                rows_at(after, rows, lanes, like), array_at(final, lanes, like),
+                rows_at(terminated + start, rows, lanes, byte), rows_at(either + start, rows, lanes, byte),
+                rows_at(mask + start, rows, lanes, byte), next_values != 0,
+                g, bootstrap, real(decay), monte_carlo, rows_at(out + at, rows, lanes, like),
+            )  # fmt: skip
     return True
 
 
