@@ -14,8 +14,15 @@ __all__ = ["GAE", "discounted_returns", "gae", "lambda_returns", "load", "n_step
 
 def __getattr__(name: str) -> Any:
     # What needs torch is imported when it is asked for: whoever wants a numpy kernel does not wait for torch.
-    if name == "load":
+    if name != "load":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
         from fastac.policy import load
+    except ModuleNotFoundError as error:
+        missing = f'fastac.load needs the "train" extra ({error.name} is missing): pip install "fastac-rl[train]"'
+        raise ModuleNotFoundError(missing, name=error.name) from error
+    return load
 
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -70,7 +70,8 @@ def gae(
         gamma: Discount per time step, in [0, 1].
         gae_lambda: Lambda, in [0, 1]: 0 gives the one-step TD error, 1 the discounted return minus V.
         batch_first: Arrays are `(N, T)`.
-        cu_seqlens: `(num_sequences + 1,)` int32 or int64 boundaries of packed `(total,)` arrays.
+        cu_seqlens: `(num_sequences + 1,)` int32 or int64 boundaries of packed `(total,)` arrays. Each sequence's last
+            row is a window's end; short `next_values` are `(num_sequences,)`, read as full where that equals `total`.
         out: `(advantages, returns)` to write into: C-contiguous, of the result's shape and dtype, overlapping nothing.
 
     Returns:
