@@ -85,12 +85,10 @@ def estimator_table(result: dict[str, Any], estimator: str, form: str) -> str:
     return table(header, rows)
 
 
-def footnote(result: dict[str, Any], *, also: str = "") -> str:
+def footnote(result: dict[str, Any], packages: str, *, also: str = "") -> str:
     """Machine, versions, command and what was missing: beside every table."""
     machine = result["machine"]
-    versions = machine["versions"]
-    named = [f"{name} {versions[name]}" for name in ("numba", "jax", "rlax", "tianshou", "rlox", "torch", "torchrl")]
-    named += [f"stable-baselines3 {versions['stable-baselines3']}"]
+    named = [f"{name} {machine['versions'][name]}" for name in packages.split()]
     absent = result.get("missing") or {}
     gaps = f" Missing: {', '.join(sorted(absent))}." if absent else ""
     return (
@@ -109,6 +107,7 @@ def gae(results: Results) -> str:
             estimator_table(result, "gae", "full"),
             footnote(
                 result,
+                "numba jax rlax tianshou rlox torch torchrl stable-baselines3",
                 also=" Median CPU times of interleaved rounds; in brackets the median over rounds of the peer's time"
                 " over fastac's; bold: the fastest peer. *Of the limit*: the time to stream the same bytes over"
                 " fastac's. rlax and tianshou give advantages alone.",
@@ -122,7 +121,16 @@ def returns(results: Results) -> str:
     parts = []
     for estimator in ("discounted_returns", "n_step_returns", "lambda_returns"):
         parts += [f"`{estimator}`, a next value for each environment:", estimator_table(result, estimator, "short")]
-    return "\n\n".join([*parts, footnote(result, also=" n = 5. SciPy's filter knows no episode's end.")])
+    return "\n\n".join(
+        [
+            *parts,
+            footnote(
+                result,
+                "numba jax rlax tianshou torch torchrl scipy",
+                also=" n = 5. SciPy's filter knows no episode's end.",
+            ),
+        ]
+    )
 
 
 def overhead(results: Results) -> str:
@@ -140,7 +148,8 @@ def overhead(results: Results) -> str:
         rows.append([f"first GAE call of a process, {name}", f"{seconds['first']:.2f} s"])
         if name == "fastac":
             rows.append(["the same with cached machine code", f"{seconds['again'] * 1e3:.0f} ms"])
-    return table(["", "time"], rows) + "\n\n" + footnote(result)
+    note = footnote(result, "numba jax rlax tianshou torch", also=" CPU time.")
+    return table(["", "time"], rows) + "\n\n" + note
 
 
 def training(results: Results) -> str:
@@ -158,7 +167,13 @@ def training(results: Results) -> str:
         f"PPO on {result['env_id']}, CleanRL's hyperparameters, both libraries in turn, one core: "
         f"fastac makes **{result['ratio']:.2f} times** SB3's steps per CPU-second."
     )
-    return "\n\n".join([lead, table(["", "steps per CPU-second", "rounds"], rows), footnote(result)])
+    return "\n\n".join(
+        [
+            lead,
+            table(["", "steps per CPU-second", "rounds"], rows),
+            footnote(result, "torch gymnasium stable-baselines3"),
+        ]
+    )
 
 
 def learning(results: Results) -> str:

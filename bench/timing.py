@@ -10,7 +10,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-SAMPLE_NS = 200_000  # calls are repeated within a sample until it takes about this long
+# Calls are repeated within a sample until it takes about SAMPLE_NS, and at least CALLS times: after another contender
+# one call is not enough to bring megabytes back into the cache.
+SAMPLE_NS = 500_000
+CALLS = 3
+# Slower calls are timed singly, and in few rounds.
 SLOW_NS = 10_000_000
 SLOW_ROUNDS = 5
 
@@ -22,15 +26,15 @@ def repeats(call: Callable[[], Any]) -> int:
     while (elapsed := time.process_time_ns() - start) < SAMPLE_NS:
         call()
         count += 1
-    return max(1, round(count * SAMPLE_NS / elapsed))
+    return max(CALLS, round(count * SAMPLE_NS / elapsed)) if elapsed < SLOW_NS * count else 1
 
 
 def interleave(calls: Mapping[str, Callable[[], Any]], *, seconds: float, rounds: int = 15) -> dict[str, list[float]]:
     """CPU nanoseconds per call, one figure a round, of each contender.
 
-    In a round each is timed in turn, after one untimed call that brings its own data back into the cache; the first of
-    a round changes from round to round. At least `rounds` rounds, more until `seconds` have passed; contenders slower
-    than 10 ms a call sit out all but the first few.
+    In a round each is timed in turn, after as many untimed calls, which bring its own data back into the cache; the
+    first of a round changes from round to round. At least `rounds` rounds, more until `seconds` have passed; contenders
+    slower than 10 ms a call sit out all but the first few.
     """
     counts = {name: repeats(call) for name, call in calls.items()}
     order = list(calls)
@@ -44,7 +48,8 @@ def interleave(calls: Mapping[str, Callable[[], Any]], *, seconds: float, rounds
                 call, count = calls[name], counts[name]
                 if len(samples[name]) >= SLOW_ROUNDS and samples[name][0] > SLOW_NS:
                     continue
-                call()
+                for _ in range(count):
+                    call()
                 start = time.process_time_ns()
                 for _ in range(count):
                     call()
