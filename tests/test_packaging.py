@@ -161,3 +161,15 @@ def test_other_commands_name_the_missing_extra(site: Path, tmp_path: Path, comma
     assert "fastac-rl[train]" in said
     assert "Traceback" not in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_tensors_without_torch_cannot_be(site: Path) -> None:
+    """Asking the base install for something that needs torch says which extra brings it."""
+    code = BLOCK + (
+        "import fastac  # fastac_guard\n"
+        "try:\n"
+        "    fastac.load\n"
+        "except (ImportError, AttributeError) as error:\n"
+        "    print(error)\n"
+    )
+    assert "fastac-rl[" in run_installed(site, code)
