@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastac_kernels._jit import entry, inline, kernel
 from fastac_kernels.memory import address_of, array_at, rows_at
-from fastac_kernels.recurrence import COLUMNS, NARROW, SHORT, apart, bounds, scan
+from fastac_kernels.recurrence import COLUMNS, NARROW, SEQUENTIAL, SHORT, apart, bounds, scan, scan_scratch
 
 Array = NDArray[Any]
 
@@ -120,25 +120,61 @@ def _masked_rows(
             after[n] = v[n] if valid[n] else after[n]
 
 
-@kernel
+@inline
 def _deltas(rewards: Array, values: Array, next_values: Array, terminated: Array, gamma: Any, out: Array) -> None:
     zero = out.dtype.type(0)
     for i in range(out.size):
         out[i] = rewards[i] - values[i] + (zero if terminated[i] else gamma * next_values[i])
 
 
-@kernel
+@inline
 def _few_lanes(
     rewards: Array, values: Array, next_values: Array, last_values: Array, terminated: Array, truncated: Array,
-    gamma: Any, decay: float, advantages: Array, returns: Array,
+    gamma: Any, decay: float, carry: Array, scratch: Array, advantages: Array, returns: Array,
 ) -> None:  # fmt: skip
-    """Flat arrays of few lanes: a chain of multiply-adds, shortened by looking ahead."""
-    lanes, last = last_values.size, rewards.size - last_values.size
+    """Flat rows of few lanes: a chain of multiply-adds, shortened by looking ahead. `carry` is A after the last row."""
+    last = rewards.size - last_values.size
     _deltas(rewards[:last], values[:last], next_values[:last], terminated[:last], gamma, advantages[:last])
     _deltas(rewards[last:], values[last:], last_values, terminated[last:], gamma, advantages[last:])
-    scan(advantages, terminated, truncated, decay, lanes)
-    for i in range(rewards.size):
-        returns[i] = advantages[i] + values[i]
+    scan(advantages, terminated, truncated, decay, carry, scratch)
+    _add(advantages, values, returns)
+
+
+@kernel
+def _masked_sequence(
+    rewards: Array, values: Array, next_values: Array, last_values: Array, terminated: Array, truncated: Array,
+    mask: Array, full: bool, gamma: Any, decay: float, carry: Array, scratch: Array, advantages: Array, returns: Array,
+) -> None:  # fmt: skip
+    """One sequence with holes: long runs of valid rows by looking ahead, what lies between them row by row."""
+    zero = rewards.dtype.type(0)
+    factor = rewards.dtype.type(decay)
+    following = last_values.copy()
+    advantage, after = carry[0], last_values[0]
+    stop = rewards.size
+    while stop > 0:
+        start = stop
+        while start > 0 and mask[start - 1]:
+            start -= 1
+        if stop - start >= SEQUENTIAL:
+            carry[0], following[0] = advantage, next_values[stop - 1] if full else after
+            _few_lanes(
+                rewards[start:stop], values[start:stop], next_values[start:stop], following, terminated[start:stop],
+                truncated[start:stop], gamma, decay, carry, scratch, advantages[start:stop], returns[start:stop],
+            )  # fmt: skip
+            advantage, after = carry[0], values[start]
+        else:
+            for t in range(stop - 1, start - 1, -1):
+                future = gamma * (next_values[t] if full else after)
+                delta = rewards[t] - values[t] + (zero if terminated[t] else future)
+                advantage = delta + (zero if terminated[t] | truncated[t] else factor * advantage)
+                after = values[t]
+                advantages[t] = advantage
+                returns[t] = advantage + after
+        stop = start
+        while stop > 0 and not mask[stop - 1]:
+            stop -= 1
+            advantages[stop] = zero
+            returns[stop] = zero
 
 
 @kernel
@@ -188,6 +224,9 @@ def gae_at(
     real = array_at(rewards, total, like).dtype.type
     g, decay = real(gamma), gamma * gae_lambda
     either = truncated if truncated != 0 else terminated
+    few = lanes < NARROW if mask == 0 else lanes == 1
+    carry = np.zeros(lanes if few else 0, real)
+    scratch = np.empty(scan_scratch(lanes) if few else 0, real)
     for s in range(sequences):
         start, size = bounds(cu_seqlens, total, sequences, s)
         if size == 0:
@@ -200,13 +239,18 @@ def gae_at(
                 rewards + at, values + at, after, final, terminated + start, truncated + start if truncated != 0 else 0,
                 rows, lanes, g, real(decay), advantages + at, returns + at, like,
             )  # fmt: skip
-        elif mask == 0:
-            _few_lanes(
-                array_at(rewards + at, size, like), array_at(values + at, size, like), array_at(after, size, like),
-                array_at(final, lanes, like), array_at(terminated + start, size, byte),
-                array_at(either + start, size, byte), g, decay,
-                array_at(advantages + at, size, like), array_at(returns + at, size, like),
-            )  # fmt: skip
+        elif few:
+            for n in range(lanes):
+                carry[n] = 0
+            r, v = array_at(rewards + at, size, like), array_at(values + at, size, like)
+            n_, f = array_at(after, size, like), array_at(final, lanes, like)
+            e, c = array_at(terminated + start, size, byte), array_at(either + start, size, byte)
+            a, q = array_at(advantages + at, size, like), array_at(returns + at, size, like)
+            if mask == 0:
+                _few_lanes(r, v, n_, f, e, c, g, decay, carry, scratch, a, q)
+            else:
+                m = array_at(mask + start, size, byte)
+                _masked_sequence(r, v, n_, f, e, c, m, next_values != 0, g, decay, carry, scratch, a, q)
         else:
             _masked_rows(
                 rows_at(rewards + at, rows, lanes, like), rows_at(values + at, rows, lanes, like),

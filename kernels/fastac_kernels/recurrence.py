@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastac_kernels._jit import inline, kernel
-from fastac_kernels.memory import array_at
+from fastac_kernels.memory import address_of, array_at
 
 Array = NDArray[Any]
 
@@ -20,6 +20,8 @@ NARROW = 8
 SHORT = 32
 # Columns of a tile of wide rows: what a row reads and writes, and the row before it, stay in the first-level cache.
 COLUMNS = 1024
+# Below this many rows of few lanes, one after the other is quicker than looking ahead.
+SEQUENTIAL = 48
 # Elements per tile of `scan`: its two float and two byte buffers stay in the first-level cache.
 TILE = 1024
 
@@ -51,23 +53,52 @@ def _chain(a: Array, end: Array, decay: Any, x: Array, carry: Array) -> None:
             x_row[n] = carry[n]
 
 
+@inline
+def scan_scratch(lanes: int) -> int:
+    """Elements of scratch memory that `scan` needs: two rows of floats, a carry, two rows of bytes."""
+    stride = 16 * lanes
+    return 3 * (TILE + 2 * stride) + stride
+
+
 @kernel
-def scan(x: Array, terminated: Array, truncated: Array, decay: float, lanes: int) -> None:
-    """The whole recurrence in place, for few lanes: `x` holds a and becomes x; the carry after the last row is 0.
+def scan(x: Array, terminated: Array, truncated: Array, decay: float, last: Array, scratch: Array) -> None:
+    """The whole recurrence in place, for few lanes: `x` holds a and becomes x.
 
     A chain of dependent multiply-adds is bound by their latency. Two rounds of looking four steps ahead (one where
     there are several lanes) cut the chain's length by 16 (4), at the price of vectorised passes over a tile in cache.
+
+    Args:
+        x: Flat rows of `last.size` lanes.
+        terminated: Bytes.
+        truncated: Bytes.
+        decay: What a step multiplies the next one by.
+        last: x after the last row; the first row's x on return.
+        scratch: `scan_scratch(lanes)` elements.
     """
     real = x.dtype.type
+    zero = real(0)
+    lanes = last.size
+    if x.size < SEQUENTIAL * lanes:
+        for start in range(x.size - lanes, -1, -lanes):
+            for n in range(lanes):
+                i = start + n
+                last[n] = x[i] + (zero if terminated[i] | truncated[i] else real(decay) * last[n])
+                x[i] = last[n]
+        return
     rounds = 2 if lanes == 1 else 1
     stride = lanes * 4**rounds
     size = max(TILE // stride, 1) * stride
     width = size + stride
-    # One allocation: two rows of floats, the carry, and two rows of bytes, which fit in half a row of floats or less.
-    memory = np.empty(3 * width, x.dtype)
-    a, b, carry = memory[:width], memory[width : 2 * width], np.zeros(stride, x.dtype)
-    bytes_ = memory[2 * width :].view(np.uint8)
-    end, end_b = bytes_[:width], bytes_[width : 2 * width]
+    # By address: an array over memory that is counted would be counted again at every slice.
+    base, itemsize, byte = address_of(scratch), scratch.itemsize, np.uint8(0)
+    a, b = array_at(base, width, zero), array_at(base + width * itemsize, width, zero)
+    carry = array_at(base + 2 * width * itemsize, stride, zero)
+    bytes_ = base + (2 * width + stride) * itemsize
+    end, end_b = array_at(bytes_, width, byte), array_at(bytes_ + width, width, byte)
+    for n in range(lanes):
+        carry[n] = last[n]
+    for n in range(lanes, stride):
+        carry[n] = zero
     stop = x.size
     while stop > 0:
         # The tile nearest the start may be short: `_chain` needs whole strides, so it is padded in front.
@@ -75,7 +106,7 @@ def scan(x: Array, terminated: Array, truncated: Array, decay: float, lanes: int
         length = stop - start
         pad = (-length) % stride
         for i in range(pad):
-            a[i] = real(0)
+            a[i] = zero
             end[i] = 1
         a_tile, end_tile = a[pad : pad + length], end[pad : pad + length]
         x_tile, terminated_tile, truncated_tile = x[start:stop], terminated[start:stop], truncated[start:stop]
@@ -112,8 +143,10 @@ def scan(x: Array, terminated: Array, truncated: Array, decay: float, lanes: int
         for n in range(lanes):
             carry[n] = x_tile[n]
         for n in range(lanes, stride):
-            carry[n] = real(0)
+            carry[n] = zero
         stop = start
+    for n in range(lanes):
+        last[n] = carry[n]
 
 
 @inline
