@@ -242,6 +242,18 @@ def test_windows_larger_than_a_tile(name: str, shape: tuple[int, ...]) -> None:
                 assert_within(sized.call(out=spoiled_out(sized)), sized)
 
 
+@pytest.mark.parametrize("shape", [(1500,), (400, 5), (3, 1100)], ids=str)
+@pytest.mark.parametrize("name", REFERENCES)
+def test_nothing_unread_matters_in_large_windows(name: str, shape: tuple[int, ...]) -> None:
+    """Rule 1 where steps are summed ahead of their turn: NaN behind an episode's end stays there."""
+    case = random_case(name, shape, full=True, masked=False, seed=1)
+    spoiled = {}
+    for argument, places in case.unread().items():
+        array = case.arguments[argument]
+        spoiled[argument] = array if argument in FLAGS else np.where(places, np.float32(np.nan), array)
+    assert_same_bytes(case.with_arguments(**spoiled).call(), case.call())
+
+
 def test_a_long_horizon_stays_within_the_bound() -> None:
     """Rule 13 where it is hardest to hold: many steps and gamma lambda near 1."""
     generator = np.random.default_rng(0)
