@@ -83,7 +83,7 @@ class TestCompile:
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_compiled_with_inductor_and_dynamic_shapes(name: str) -> None:
+def test_compiled_with_dynamic_shapes(name: str) -> None:
     """One graph for every length, through fake tensors with symbolic sizes."""
     torch._dynamo.reset()
     compiled = torch.compile(lambda g: call(name, g), fullgraph=True, dynamic=True, backend="aot_eager")
