@@ -48,7 +48,8 @@ class Case:
 
     @property
     def reads_values(self) -> bool:
-        return self.estimator != "discounted_returns"
+        """Returns in the full form are made of rewards and next values alone."""
+        return self.estimator == "gae" or (self.form == "short" and self.estimator != "discounted_returns")
 
     @property
     def bytes_per_element(self) -> int:

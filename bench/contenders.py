@@ -117,7 +117,9 @@ def fastac_numpy(case: Case) -> Contender:
         options["gae_lambda" if case.estimator == "gae" else "td_lambda"] = LAMBDA
     if case.estimator == "n_step_returns":
         options["n"] = N_STEPS
-    arrays = [case.rewards, *([case.values] if case.reads_values else [])]
+    arrays: list[Any] = [case.rewards]
+    if case.estimator != "discounted_returns":
+        arrays.append(case.values if case.reads_values else None)
     arrays += [case.last_values, case.terminated] if case.form == "short" else []
     arrays += [case.next_values, case.terminated, case.truncated] if case.form == "full" else []
     empty = np.empty_like(case.rewards)
@@ -284,13 +286,13 @@ def scipy_lfilter(case: Case) -> Contender:
     return Contender(lambda: lfilter(b, a, case.rewards[::-1], axis=0, zi=initial)[0][::-1], one, ends=False)
 
 
-def moved(case: Case) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """Arrays copied, their targets, and arrays read only, adding up to the estimator's bytes."""
+def moved(case: Case) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Arrays copied, their targets, floats that are only read, and flags: together the estimator's bytes."""
     floats = [case.rewards, *([case.values] if case.reads_values else [])]
     floats += [case.next_values] if case.form == "full" else []
     flags = [case.terminated, *([case.truncated] if case.form == "full" else [])]
     targets = [np.zeros_like(case.rewards) for _ in range(case.outputs)]
-    return floats[: case.outputs], targets, [*floats[case.outputs :], *flags]
+    return floats[: case.outputs], targets, floats[case.outputs :], flags
 
 
 @contender("limit")
@@ -300,5 +302,5 @@ def limit(case: Case) -> Contender:
 
 @contender("memcpy")
 def memcpy(case: Case) -> Contender:
-    sources, targets, _ = moved(case)
+    sources, targets, *_ = moved(case)
     return Contender(limits.memcpy(sources, targets), None)

@@ -23,7 +23,7 @@ def test_expected_numbers_are_the_plain_references(estimator: str, form: Any) ->
     case = make_case(estimator, form, (40, 3))
     for i in range(case.N):
         column = {name: getattr(case, name)[:, i] for name in ("rewards", "next_values", "terminated", "truncated")}
-        if case.reads_values:
+        if estimator != "discounted_returns":
             column["values"] = case.values[:, i]
         result = getattr(naive, estimator)(**column, gamma=GAMMA, **OPTIONS[estimator])
         for ours, plain in zip(expected(case), result if estimator == "gae" else (result,), strict=True):
@@ -77,15 +77,23 @@ def test_a_failing_peer_is_reported_and_stops_nobody(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_the_limit_moves_the_estimators_bytes(estimator: str, form: Any) -> None:
     case = make_case(estimator, form, (128, 8))
-    sources, targets, read_only = contenders.moved(case)
-    assert sum(array.nbytes for array in [*sources, *targets, *read_only]) == case.bytes_per_element * case.T * case.N
-    word = limits.limit(sources, targets, read_only)()
+    sources, targets, extras, flags = contenders.moved(case)
+    arrays = [*sources, *targets, *extras, *flags]
+    assert sum(array.nbytes for array in arrays) == case.bytes_per_element * case.T * case.N
+    words = [array.reshape(-1).view(np.uint64) for array in (*extras, *flags)]
+    flat = [[array.reshape(-1) for array in group] for group in (sources, targets, extras)]
+    word = limits.stream(tuple(flat[0]), tuple(flat[1]), tuple(words))
+    assert word == np.bitwise_xor.reduce(np.concatenate(words))
     for source, target in zip(sources, targets, strict=True):
         np.testing.assert_array_equal(source, target)
-    words = np.concatenate([array.reshape(-1).view(np.uint64) for array in read_only])
-    assert word == np.bitwise_xor.reduce(words)
+    if extras:
+        word = limits.stream_together(*map(tuple, flat), tuple(words[len(extras) :]))
+        assert word == np.bitwise_xor.reduce(np.concatenate(words[len(extras) :]))
+        np.testing.assert_allclose(targets[0], sum(extras, sources[0]), rtol=1e-6, atol=1e-6)
 
 
 def test_bytes_of_gae() -> None:
     assert make_case("gae", "short", (8, 8)).bytes_per_element == 17
     assert make_case("gae", "full", (8, 8)).bytes_per_element == 22
+    assert make_case("lambda_returns", "short", (8, 8)).bytes_per_element == 13
+    assert make_case("lambda_returns", "full", (8, 8)).bytes_per_element == 14
