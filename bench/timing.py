@@ -5,6 +5,7 @@ thread that is the wall clock's time otherwise.
 """
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ SAMPLE_NS = 500_000
 CALLS = 3
 # Slower calls are timed singly, and in few rounds.
 SLOW_NS = 10_000_000
-SLOW_ROUNDS = 5
+SLOW_ROUNDS = 2
 
 
 def repeats(call: Callable[[], Any]) -> int:
@@ -34,7 +35,7 @@ def interleave(calls: Mapping[str, Callable[[], Any]], *, seconds: float, rounds
 
     In a round each is timed in turn, after as many untimed calls, which bring its own data back into the cache; the
     first of a round changes from round to round. At least `rounds` rounds, more until `seconds` have passed; contenders
-    slower than 10 ms a call sit out all but the first few.
+    slower than 10 ms a call sit out all but the first two, with NaN for the rest.
     """
     counts = {name: repeats(call) for name, call in calls.items()}
     order = list(calls)
@@ -43,10 +44,11 @@ def interleave(calls: Mapping[str, Callable[[], Any]], *, seconds: float, rounds
     gc.collect()
     gc.disable()
     try:
-        while max(map(len, samples.values())) < rounds or time.perf_counter() < end:
+        while len(samples[order[0]]) < rounds or time.perf_counter() < end:
             for name in order:
                 call, count = calls[name], counts[name]
                 if len(samples[name]) >= SLOW_ROUNDS and samples[name][0] > SLOW_NS:
+                    samples[name].append(math.nan)
                     continue
                 for _ in range(count):
                     call()
@@ -64,8 +66,9 @@ def summarise(samples: Mapping[str, list[float]], base: str) -> dict[str, dict[s
     """Median and quartiles in nanoseconds, and the median over rounds of each contender's time over the base's."""
     summary = {}
     for name, times in samples.items():
-        low, median, high = statistics.quantiles(times, n=4)
-        ratio = statistics.median(time / own for time, own in zip(times, samples[base], strict=False))
+        low, median, high = statistics.quantiles([time for time in times if not math.isnan(time)], n=4)
+        ratios = (time / own for time, own in zip(times, samples[base], strict=True))
+        ratio = statistics.median(ratio for ratio in ratios if not math.isnan(ratio))
         summary[name] = {
             "median_ns": round(median, 1),
             "low_ns": round(low, 1),

@@ -1,5 +1,6 @@
 """Rounds are whole, counts fit, and ratios are taken per round."""
 
+import math
 import time
 
 from bench import timing
@@ -20,8 +21,9 @@ def test_every_contender_is_timed_in_every_round() -> None:
 
 def test_slow_contenders_sit_out_late_rounds() -> None:
     samples = timing.interleave({"slow": lambda: spin(12), "fast": lambda: spin(0.2)}, seconds=0.0, rounds=9)
-    assert len(samples["slow"]) == timing.SLOW_ROUNDS
-    assert len(samples["fast"]) == 9
+    assert [math.isnan(time) for time in samples["slow"]] == [False] * timing.SLOW_ROUNDS + [True] * 7
+    assert not any(map(math.isnan, samples["fast"]))
+    assert 30 < timing.summarise(samples, "fast")["slow"]["over_fast"] < 90
 
 
 def test_sleep_is_not_counted() -> None:
