@@ -215,9 +215,9 @@ def plain(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) -
     elif values.shape != shape:
         return None
     if out is None:
-        outputs = tuple([torch.empty(shape, dtype=dtype) for _ in range(count)])
+        outputs = tuple([torch.empty_like(rewards) for _ in range(count)])
     else:
-        outputs = out if type(out) is tuple else (out,)
+        outputs = tuple(out) if isinstance(out, tuple) else (out,)
         if len(outputs) != count:
             return None
         for x in outputs:
