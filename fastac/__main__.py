@@ -12,11 +12,12 @@ HELP = """usage: fastac COMMAND ...
   train ALGORITHM   train on a Gymnasium environment          fastac train ppo --env-id CartPole-v1
   resume RUN        go on with a run where it was saved
   eval RUN          mean return over fixed starts, with a bootstrap interval
+  conformance F     check anyone's GAE, returns or V-trace at every episode boundary
   warmup            compile and cache all kernels now instead of at their first call
 
-`fastac COMMAND --help` says more. RUN is a run's folder.
+`fastac COMMAND --help` says more. RUN is a run's folder, F is MODULE:FUNCTION.
 """
-# What the commands import from the "train" extra; warmup needs none of it.
+# What the commands import from the "train" extra; conformance and warmup need none of it.
 TRAIN_PACKAGES = ("torch", "gymnasium", "tyro", "rich", "tensorboard")
 
 
@@ -41,8 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if command == "warmup":
         return warmup(arguments[1:])
+    if command == "conformance":
+        from fastac.conformance import command as conformance
+
+        return conformance.main(arguments[1:])
     if command not in ("train", "resume", "eval"):
-        sys.stderr.write(f"fastac: unknown command {command!r}; expected train, resume, eval or warmup\n")
+        sys.stderr.write(f"fastac: unknown command {command!r}; expected train, resume, eval, conformance or warmup\n")
         return 2
     if any(importlib.util.find_spec(package) is None for package in TRAIN_PACKAGES):
         sys.stderr.write(f'fastac {command} needs the "train" extra: pip install "fastac-rl[train]"\n')
