@@ -35,11 +35,11 @@ def _calls() -> list[tuple[str, Callable[[], Any]]]:
         def discounted(x: Any = x, last: Any = last, ends: Any = ends) -> Any:
             return returns.discounted_returns(x, last, ends, gamma=0.9)
 
-        def weighted(x: Any = x, last: Any = last) -> Any:
-            return returns.lambda_returns(x, x, last, gamma=0.9, td_lambda=0.9)
+        def weighted(x: Any = x, last: Any = last, ends: Any = ends) -> Any:
+            return returns.lambda_returns(x, x, last, ends, gamma=0.9, td_lambda=0.9)
 
-        def n_step(x: Any = x, last: Any = last) -> Any:
-            return returns.n_step_returns(x, x, last, n=2, gamma=0.9)
+        def n_step(x: Any = x, ends: Any = ends) -> Any:
+            return returns.n_step_returns(x, x, x, ends, ends, n=2, gamma=0.9)
 
         add("gae, full next values", full)
         add("gae, short next values", short)

@@ -20,15 +20,11 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from fastac import _arrays
-from fastac._arrays import LIKE, Arguments
+from fastac import _arrays, _plain
+from fastac._arrays import Arguments
 from fastac._estimators import ESTIMATORS
-from fastac_kernels._jit import ready
-from fastac_kernels.gae import gae_full, gae_short
-from fastac_kernels.returns import discounted_returns_short
 
 Array = TypeVar("Array")
-_ndarray, _empty, _LIKE = np.ndarray, np.empty, LIKE
 _new: Any = tuple.__new__  # a quarter of the time that a named tuple's own constructor takes
 
 
@@ -95,12 +91,12 @@ def gae(
         array([1.9, 1. , 2.8])
     """
     if mask is None and cu_seqlens is None and not batch_first:
-        result = _plain_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda, out)
+        result = _plain.gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda, out)
         if result is not None:
-            return cast("GAE[Array]", result)
+            return cast("GAE[Array]", _new(GAE, result))
     scalars = (_arrays.unit_interval("gamma", gamma), _arrays.unit_interval("gae_lambda", gae_lambda))
     arguments = Arguments(rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first)
-    return cast("GAE[Array]", GAE(*_estimate("gae", arguments, scalars, out)))
+    return cast("GAE[Array]", _new(GAE, estimate("gae", arguments, scalars, out)))
 
 
 def discounted_returns(
@@ -151,12 +147,12 @@ def discounted_returns(
         array([1.75, 1.5 , 1.  ])
     """
     if mask is None and truncated is None and cu_seqlens is None and not batch_first:
-        result = _plain_discounted_returns(rewards, next_values, terminated, gamma, out)
+        result = _plain.discounted_returns(rewards, next_values, terminated, gamma, out)
         if result is not None:
             return cast("Array", result)
     scalars = (_arrays.unit_interval("gamma", gamma),)
     arguments = Arguments(rewards, None, next_values, terminated, truncated, mask, cu_seqlens, batch_first)
-    return cast("Array", _estimate("discounted_returns", arguments, scalars, out)[0])
+    return cast("Array", estimate("discounted_returns", arguments, scalars, out)[0])
 
 
 def lambda_returns(
@@ -213,7 +209,7 @@ def lambda_returns(
     """
     scalars = (_arrays.unit_interval("gamma", gamma), _arrays.unit_interval("td_lambda", td_lambda))
     arguments = Arguments(rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first)
-    return cast("Array", _estimate("lambda_returns", arguments, scalars, out)[0])
+    return cast("Array", estimate("lambda_returns", arguments, scalars, out)[0])
 
 
 def n_step_returns(
@@ -269,11 +265,15 @@ def n_step_returns(
     """
     scalars = (_arrays.positive_integer("n", n), _arrays.unit_interval("gamma", gamma))
     arguments = Arguments(rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first)
-    return cast("Array", _estimate("n_step_returns", arguments, scalars, out)[0])
+    return cast("Array", estimate("n_step_returns", arguments, scalars, out)[0])
 
 
-def _estimate(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) -> tuple[Any, ...]:
+def estimate(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) -> tuple[Any, ...]:
     """Numpy arrays to the kernel, tensors to the op, by the shortest way that is right for them."""
+    if type(arguments.rewards) is np.ndarray:
+        arrays = _plain.estimate(ESTIMATORS[name], arguments, scalars, out)
+        if arrays is not None:
+            return arrays
     torch = sys.modules.get("torch")
     if torch is not None and type(arguments.rewards) is torch.Tensor:
         from fastac import _torch_ops
@@ -286,75 +286,3 @@ def _estimate(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: An
 
         return _torch_ops.call(name, arguments, scalars, out)
     return _arrays.call_numpy(ESTIMATORS[name], arguments, scalars, out)
-
-
-def _plain_gae(
-    rewards: Any, values: Any, next_values: Any, terminated: Any, truncated: Any,
-    gamma: Any, gae_lambda: Any, out: Any,
-) -> GAE[Any] | None:  # fmt: skip
-    """The common case, checked in a microsecond: contiguous writable arrays of one float dtype, boolean flags.
-
-    None where it is another case, or where something is wrong that `call_numpy` will name. The entries compare shapes
-    and addresses themselves; types they were not compiled for they refuse with `TypeError`.
-    """
-    if not (
-        type(values) is type(rewards) is type(next_values) is type(terminated) is _ndarray
-        and type(gamma) is type(gae_lambda) is float
-    ):
-        return None
-    dtype = values.dtype
-    if not (
-        dtype is rewards.dtype is next_values.dtype and dtype in _LIKE
-        and rewards.flags.carray and values.flags.carray and next_values.flags.carray and terminated.flags.carray
-        and 0.0 <= gamma <= 1.0 and 0.0 <= gae_lambda <= 1.0
-    ):  # fmt: skip
-        return None
-    if out is None:
-        advantages, returns = _empty(values.shape, dtype), _empty(values.shape, dtype)
-    elif type(out) in (tuple, GAE) and len(out) == 2 and type(out[0]) is type(out[1]) is _ndarray:
-        advantages, returns = out
-        if not (advantages.flags.carray and returns.flags.carray):
-            return None
-    else:
-        return None
-    if next_values.ndim == 1:
-        if truncated is not None or not ready(gae_short, dtype):
-            return None
-        try:
-            done = gae_short(rewards, values, next_values, terminated, gamma, gae_lambda, advantages, returns)
-        except TypeError:
-            return None
-    else:
-        if truncated is None:
-            truncated = terminated  # an episode's end cuts the trace either way
-        elif type(truncated) is not _ndarray or not truncated.flags.carray:
-            return None
-        if not ready(gae_full, dtype):
-            return None
-        try:
-            done = gae_full(rewards, values, next_values, terminated, truncated, gamma, gae_lambda, advantages, returns)
-        except TypeError:
-            return None
-    return _new(GAE, (advantages, returns)) if done else None
-
-
-def _plain_discounted_returns(rewards: Any, next_values: Any, terminated: Any, gamma: Any, out: Any) -> Any:
-    """The same for `discounted_returns` in the short form."""
-    if not (type(rewards) is type(next_values) is type(terminated) is _ndarray and type(gamma) is float):
-        return None
-    dtype = rewards.dtype
-    if not (
-        dtype is next_values.dtype and dtype in _LIKE and 0.0 <= gamma <= 1.0
-        and rewards.flags.carray and next_values.flags.carray and terminated.flags.carray
-    ):  # fmt: skip
-        return None
-    if out is None:
-        out = _empty(rewards.shape, dtype)
-    elif type(out) is not _ndarray or not out.flags.carray:
-        return None
-    if next_values.ndim != 1 or not ready(discounted_returns_short, dtype):
-        return None
-    try:
-        return out if discounted_returns_short(rewards, next_values, terminated, gamma, out) else None
-    except TypeError:
-        return None

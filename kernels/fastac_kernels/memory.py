@@ -14,6 +14,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
+from fastac_kernels._jit import kernel
+
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _pointer(typingctx: Any, address: Any, like: Any) -> Any:
@@ -77,3 +79,15 @@ def _rows_at(address: Any, rows: Any, lanes: Any, like: Any) -> Any:
         return carray(_pointer(address, like), (rows, lanes))
 
     return compiled
+
+
+@kernel
+def addresses(
+    a: NDArray[Any], b: NDArray[Any], c: NDArray[Any], d: NDArray[Any],
+    e: NDArray[Any], f: NDArray[Any], g: NDArray[Any], h: NDArray[Any],
+) -> tuple[int, ...]:  # fmt: skip
+    """The addresses of eight arrays, for Python: one compiled call for all takes as long as numpy takes for one."""
+    return (
+        address_of(a), address_of(b), address_of(c), address_of(d),
+        address_of(e), address_of(f), address_of(g), address_of(h),
+    )  # fmt: skip
