@@ -27,7 +27,7 @@ def estimate(
     """Any estimator, time-major, with or without truncation and mask."""
     rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first = arguments[:8]
     dtype, shape = rewards.dtype, rewards.shape
-    if dtype not in _LIKE or not 0 < len(shape) < 3 or cu_seqlens is not None or batch_first or log_ratios is not None:
+    if dtype not in _LIKE or not 0 < len(shape) < 3 or cu_seqlens is not None or batch_first:
         return None
     if arguments[8:] not in ((), (None,)):  # log-ratios
         return None
