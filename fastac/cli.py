@@ -110,6 +110,10 @@ def train_options(preset: str | None) -> Any:
         module = importlib.import_module(f"fastac.algorithms.{name}")
         presets: dict[str, Any] = module.PRESETS
         first = next(iter(presets))
+        # Where no policy comes out, there is none to evaluate.
+        eval_episodes: Any = Annotated[int, tyro.conf.arg(help="Episodes to evaluate at the end; 0: none.")]
+        if not getattr(module, "TRAINS_A_POLICY", True):
+            eval_episodes = tyro.conf.Suppress[int]
         options = dataclasses.make_dataclass(
             f"Train_{name}",
             [
@@ -122,7 +126,7 @@ def train_options(preset: str | None) -> Any:
                     ],
                 ),
                 ("run_dir", Annotated[Path | None, tyro.conf.arg(help="The run's folder: new, or empty.")], None),
-                ("eval_episodes", Annotated[int, tyro.conf.arg(help="Episodes to evaluate at the end; 0: none.")], 100),
+                ("eval_episodes", eval_episodes, 100),
                 ("algorithm", tyro.conf.Suppress[str], name),
             ],
             frozen=True,
@@ -161,11 +165,14 @@ def env_id_of(run: Path) -> str:
 
 
 def report(result: Result, env_id: str, episodes: int) -> int:
-    """Says how a training ended and evaluates it if all steps were done; returns the exit code."""
+    """Says how a run ended and, if all steps were done, what came out; returns the exit code."""
     if not result.finished:
         sys.stderr.write(f"Saved after {result.global_step:,} steps. Go on with: fastac resume {result.run_dir}\n")
         return 128 + signal.SIGINT if result.signal is not None else 0
-    if episodes > 0:
+    summary = result.summary()
+    if summary is not None:
+        sys.stdout.write(summary)
+    elif episodes > 0:
         show_evaluation(result.policy, env_id, episodes)
     return 0
 

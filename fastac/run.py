@@ -75,6 +75,10 @@ class Result:
     run_dir: Path | None
     """Where everything was written."""
 
+    def summary(self) -> str | None:
+        """Returns what there is to say at the end where that is not how well the policy does; None where it is."""
+        return None
+
 
 class Run:
     """The frame around an algorithm's loop: `record` once an iteration, `finish` at the end.

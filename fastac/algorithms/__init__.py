@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from fastac.run import Callback, Result
 
 ALGORITHMS = {
+    "policy_evaluation": "Fit V of a fixed policy to Monte Carlo, TD(0), n-step and lambda targets, and show the bias, "
+    "variance and error of each. Sutton and Barto 2018, chapters 6, 7 and 12.",
     "ppo": "Proximal policy optimisation: many gradient steps on one rollout, with the ratio clipped. "
     "Schulman et al. 2017, arXiv:1707.06347.",
 }
@@ -54,6 +56,8 @@ def resume(
     except (KeyError, TypeError) as error:
         raise checkpoint.CheckpointError(f"{path}: its options are another version's ({error})") from error
     if total_timesteps is not None and total_timesteps != config.total_timesteps:
+        if "total_timesteps" not in state["config"]:
+            raise RunError(f"total_timesteps: {algorithm} has no such option, and ends where it was going to")
         for name in ("anneal_lr", "anneal_clip"):
             if getattr(config, name, False):
                 raise RunError(f"total_timesteps: got {total_timesteps}, expected {config.total_timesteps} with {name}")
