@@ -3,13 +3,30 @@
 from typing import TYPE_CHECKING, Any
 
 from fastac._warmup import warmup
+from fastac.normalize import normalize_advantages
+from fastac.ratio import ApproxKL, PPOClipLoss, approx_kl, clip_ratio, importance_ratio, ppo_clip_loss
 from fastac.returns import GAE, discounted_returns, gae, lambda_returns, n_step_returns
 
 if TYPE_CHECKING:
     from fastac.policy import load
 
 __version__ = "0.1.0"
-__all__ = ["GAE", "discounted_returns", "gae", "lambda_returns", "load", "n_step_returns", "warmup"]
+__all__ = [
+    "GAE",
+    "ApproxKL",
+    "PPOClipLoss",
+    "approx_kl",
+    "clip_ratio",
+    "discounted_returns",
+    "gae",
+    "importance_ratio",
+    "lambda_returns",
+    "load",
+    "n_step_returns",
+    "normalize_advantages",
+    "ppo_clip_loss",
+    "warmup",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fastac import returns
+from fastac import ratio, returns
 from fastac_kernels import _jit
+from fastac_kernels.ratio import importance_ratio_backward_at
 
 
 def _calls() -> list[tuple[str, Callable[[], Any]]]:
@@ -47,6 +48,21 @@ def _calls() -> list[tuple[str, Callable[[], Any]]]:
         add("discounted_returns", discounted)
         add("lambda_returns", weighted)
         add("n_step_returns", n_step)
+
+        def loss(x: Any = x) -> Any:
+            return ratio.ppo_clip_loss(x, x, x, clip_coef=0.2)
+
+        def products(x: Any = x) -> Any:
+            return ratio.importance_ratio(x, x, cumulative=True)
+
+        def products_backward(x: Any = x) -> Any:
+            at, like = x.ctypes.data, x.dtype.type(0)  # zeros: the output's memory may be the inputs'
+            return importance_ratio_backward_at(at, at, 0, 0, 0, 0, at, x.size, 1, 1, True, like)
+
+        if ndim == 1:
+            add("ppo_clip_loss", loss)
+            add("importance_ratio", products)
+            add("importance_ratio, backward", products_backward)
     return calls
 
 
