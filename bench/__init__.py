@@ -6,6 +6,7 @@
     python -m bench overhead                  one small call, import, first calls     -> results/overhead.json
     python -m bench training                  PPO steps per CPU-second against SB3    -> results/training.json
     python -m bench learning --library fastac --setting cleanrl --seeds 0-9           -> results/learning/
+    python -m bench conformance               episode boundaries that peers get right  -> results/conformance.json
     python -m bench report                    README's tables and figure from the results; --check compares only
     pytest bench                              the same estimators under pytest-benchmark
     pytest bench --smallest                   every benchmark once, smallest size, no peers: what CI runs

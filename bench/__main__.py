@@ -28,6 +28,7 @@ def main() -> None:
     learning.add_argument("--library", choices=("fastac", "sb3"), required=True)
     learning.add_argument("--setting", choices=("cleanrl", "cleanrl-unclipped", "zoo"), required=True)
     learning.add_argument("--seeds", type=seed_list, default=seed_list("0-9"), help="a range such as 0-9")
+    commands.add_parser("conformance", help="which episode boundaries the peers get right")
     report = commands.add_parser("report", help="write the README's tables and figure from the recorded results")
     report.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")
     arguments = parser.parse_args()
@@ -52,6 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
         from bench import learning
 
         learning.main(arguments.library, arguments.setting, arguments.seeds)
+    elif arguments.command == "conformance":
+        from bench import conformance
+
+        conformance.main()
     else:
         from bench import report
 

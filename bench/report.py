@@ -211,12 +211,19 @@ def learning(results: Results) -> str:
     return "\n\n".join([lead, table(header, rows), note])
 
 
+def conformance(results: Results) -> str:
+    from bench import conformance as suite
+
+    return suite.page(need(results, "conformance"))
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "gae": gae,
     "returns": returns,
     "overhead": overhead,
     "training": training,
     "learning": learning,
+    "conformance": conformance,
 }
 
 

@@ -130,7 +130,7 @@ def check(
     adapter = _adapter(convention, estimator, tensors)
     results, raised = [], []
     for scenario in SCENARIOS:
-        if estimator in scenario.expected and (convention == "fastac" or not scenario.batch_first):
+        if estimator in scenario.expected and (convention == "fastac" or not scenario.layout):
             result, error = _run(function, adapter, scenario, estimator, convention, tensors)
             results.append(result)
             if error is not None:

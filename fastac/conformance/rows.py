@@ -199,7 +199,24 @@ ROWS = (
         values="2 4 8 | 4 4 0",
         next_values="6 | 2",
         terminated=".x. | ...",
-        batch_first=True,
+        layout="batch_first",
+        expected={
+            "gae": "1/2 -2 -2 | 31/16 -1/4 3",
+            "discounted_returns": "2 2 6 | 25/4 9/2 3",
+            "n_step_returns": "2 2 6 | 11/2 9/2 3",
+            "lambda_returns": "5/2 2 6 | 95/16 15/4 3",
+            "vtrace": ("5/2 3 6 | 41/8 9/2 3", "1/2 -1 -2 | 9/8 1/2 3"),
+        },
+    ),
+    Scenario(
+        name="packed sequences",
+        sentence="Sequences one after the other: each one's last row is a window's end, with a value of its "
+        "own behind it.",
+        rewards="1 2 3 | 4 3 2",
+        values="2 4 8 | 4 4 0",
+        next_values="6 | 2",
+        terminated=".x. | ...",
+        layout="packed",
         expected={
             "gae": "1/2 -2 -2 | 31/16 -1/4 3",
             "discounted_returns": "2 2 6 | 25/4 9/2 3",

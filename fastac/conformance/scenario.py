@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ class Scenario:
         n: Steps of n-step returns.
         ratios: V-trace's pi / mu; its thresholds are `rho_clip`, `c_clip` and `pg_rho_clip`.
         rewards_dtype: Dtype of the rewards; values are float32.
-        batch_first: Ask for arrays `(N, T)`: of fastac's own convention only.
+        layout: "batch_first" asks for arrays `(N, T)`, "packed" for `cu_seqlens`: of fastac's own convention only.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Scenario:
     c_clip: float = 1.0
     pg_rho_clip: float = 1.0
     rewards_dtype: str = "float32"
-    batch_first: bool = False
+    layout: Literal["", "batch_first", "packed"] = ""
 
     def call(self, estimator: str, *, tensors: bool = False) -> Call:
         """New arrays of this scenario for one estimator, `(T, N)`."""
@@ -89,7 +89,7 @@ class Scenario:
             flags(self.mask) if self.mask else None,
             np.log(ratios).astype(np.float32),
             {"gamma": gamma, **more[estimator]},
-            self.batch_first,
+            self.layout,
             tensors,
         )
 

@@ -5,6 +5,7 @@ No library of the table is imported here; torch and gymnasium only where a conve
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastac.conventions.call import Call, Flags, Floats, Outputs
+from fastac.conventions.call import Call, CannotSayError, Flags, Floats, Outputs
 from fastac.conventions.pieces import by_environment, fold_truncations, from_environments, starts_from_ends
 
 
@@ -32,7 +33,35 @@ def _pair(result: Any, names: tuple[str, str], back: Callable[[Any], Floats] = _
     return {names[0]: back(first), names[1]: back(second)}
 
 
+ONE_FLAG = "one flag for an episode's end: a time limit would be a termination"
+# Why rlax's functions have no time limits; those that are missing have a lambda and a next value for each row.
+RLAX_TIME_LIMITS = {
+    "gae": "one value an observation: none for where a time limit led",
+    "discounted_returns": "one discount a row: nothing that cuts without terminating",
+    "vtrace": "the next row's value in the advantage: none for where a time limit led",
+}
 GAE, VTRACE = ("advantages", "returns"), ("targets", "advantages")
+
+
+def _refuse_missing(function: Callable[..., Any], count: int, call: Call) -> None:
+    """Raise for what the function has no argument for; a function that hides its signature is called.
+
+    Raises:
+        CannotSayError: It has none.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return
+    kinds = {parameter.kind for parameter in parameters}
+    positional = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    needed = count - (2 if call.mask is not None else int(call.truncated is not None))
+    if needed <= positional < count and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        lacks_truncated = call.truncated is not None and positional == needed
+        raise CannotSayError("no argument truncated" if lacks_truncated else "no argument mask")
+    keyword = {"batch_first": "batch_first", "packed": "cu_seqlens"}.get(call.layout)
+    if keyword and inspect.Parameter.VAR_KEYWORD not in kinds and keyword not in {p.name for p in parameters}:
+        raise CannotSayError(f"no argument {keyword}")
 
 
 def fastac(function: Callable[..., Any], call: Call) -> Outputs:
@@ -44,15 +73,26 @@ def fastac(function: Callable[..., Any], call: Call) -> Outputs:
     if call.estimator == "vtrace":
         arrays.insert(0, call.log_ratios)
     options = dict(call.options)
-    if call.batch_first:
-        arrays = [None if x is None else np.ascontiguousarray(x.T) for x in arrays]
-        options["batch_first"] = True
+    _refuse_missing(function, len(arrays), call)
+    if call.layout:
+        # Short next values, one for each environment, are `(N,)` in every layout.
+        arrays = [None if x is None else by_environment(x) if call.layout == "packed" else x.T.copy() for x in arrays]
+        length, count = call.rewards.shape
+        options |= (
+            {"batch_first": True}
+            if call.layout == "batch_first"
+            else {"cu_seqlens": np.arange(count + 1, dtype=np.int32) * np.int32(length)}
+        )
     if call.tensors:
         arrays = [None if x is None else _tensor(x) for x in arrays]
+        options |= {"cu_seqlens": _tensor(options["cu_seqlens"])} if call.layout == "packed" else {}
     result = function(*arrays, **options)
 
     def back(x: Any) -> Floats:
-        return _numpy(x).T if call.batch_first else _numpy(x)
+        array = _numpy(x)
+        if call.layout == "packed":
+            return from_environments(array, call.rewards)
+        return np.transpose(array) if call.layout else array
 
     if call.estimator in ("gae", "vtrace"):
         return _pair(result, GAE if call.estimator == "gae" else VTRACE, back)
@@ -61,7 +101,7 @@ def fastac(function: Callable[..., Any], call: Call) -> Outputs:
 
 def cleanrl(function: Callable[..., Any], call: Call) -> Outputs:
     """CleanRL's loop as a function: flags of the rows that start an episode."""
-    call.refuse(time_limits=True, next_values=True)
+    call.refuse(time_limits=ONE_FLAG, next_values=True)
     dones, next_done = (x.astype(np.float32) for x in starts_from_ends(call.terminated))
     arrays = [call.rewards, call.values, dones, call.last_values, next_done]
     if call.tensors:
@@ -163,8 +203,8 @@ def torchrl(function: Callable[..., Any], call: Call) -> Outputs:
 
 def rlax(function: Callable[..., Any], call: Call) -> Outputs:
     """Column by column, as `vmap` would; float32."""
-    has_v = call.estimator in ("n_step_returns", "lambda_returns")
-    call.refuse(time_limits=not has_v, next_values=not has_v)
+    reason = RLAX_TIME_LIMITS.get(call.estimator, "")
+    call.refuse(time_limits=reason, next_values=bool(reason))
     discounts = np.where(call.terminated, 0, call.options["gamma"]).astype(np.float32)
     # A lambda of 0 where a time limit strikes is how functions with a lambda a row stop there.
     lambdas = np.where(call.cut, 0, call.options.get("td_lambda", 1.0)).astype(np.float32)
@@ -212,7 +252,7 @@ def rlox_folded(function: Callable[..., Any], call: Call) -> Outputs:
 
 def rlox_vtrace(function: Callable[..., Any], call: Call) -> Outputs:
     """`compute_vtrace`, one environment at a time."""
-    call.refuse(time_limits=True, next_values=True)
+    call.refuse(time_limits=ONE_FLAG, next_values=True)
     call.fixed("trace_lambda is always 1", trace_lambda=1.0)
     call.fixed("one threshold for both uses of rho", pg_rho_clip=call.options["rho_clip"])
     clips = (call.options["rho_clip"], call.options["c_clip"])

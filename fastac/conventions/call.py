@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ class Call:
         mask: False where the row is not in time; None where the call has none.
         log_ratios: log pi - log mu, which V-trace reads.
         options: The estimator's keyword arguments.
-        batch_first: Ask for arrays `(N, T)`.
+        layout: "batch_first" asks for arrays `(N, T)`, "packed" for one sequence after the other: of fastac alone.
         tensors: Pass torch tensors, where the convention leaves the choice.
     """
 
@@ -45,7 +45,7 @@ class Call:
     mask: Flags | None
     log_ratios: Floats
     options: Mapping[str, Any]
-    batch_first: bool = False
+    layout: Literal["", "batch_first", "packed"] = ""
     tensors: bool = False
 
     @property
@@ -66,16 +66,20 @@ class Call:
         last: Floats = self.full_next_values[-1]
         return last
 
-    def refuse(self, *, time_limits: bool = False, next_values: bool = False) -> None:
+    def refuse(self, *, time_limits: str = "", next_values: bool = False) -> None:
         """Raise for what every library but fastac lacks, and for what is named.
 
+        Args:
+            time_limits: Why the library has no time limits; empty where it has them.
+            next_values: The library reads the next row's value and takes no others.
+
         Raises:
-            CannotSayError: The call needs masked rows; or time limits, or next values other than the shifted values.
+            CannotSayError: The call needs masked rows, time limits, or next values other than the shifted values.
         """
         if self.mask is not None:
             raise CannotSayError("no mask: rows cannot be taken out of time")
         if time_limits and self.cut.any():
-            raise CannotSayError("one flag for an episode's end: a time limit is a termination")
+            raise CannotSayError(time_limits)
         inside = ~(self.terminated | self.cut)[:-1]
         shifted = self.full_next_values[:-1] == self.values[1:]
         if next_values and not shifted[inside].all():

@@ -55,15 +55,28 @@ def bootstraps(defect: str, values: Any, nexts: Any, terminated: Any, truncated:
     return future
 
 
-def gae(rewards, values, next_values, terminated, truncated=None, mask=None, *, gamma, gae_lambda,
-        batch_first=False, defect=""):  # type: ignore[no-untyped-def]  # fmt: skip
-    if batch_first and defect != "batch first":
-        arrays = [x if x is None or x.ndim < 2 else x.T
-                  for x in (rewards, values, next_values, terminated, truncated, mask)]  # fmt: skip
-        advantages, returns = gae(*arrays, gamma=gamma, gae_lambda=gae_lambda, defect=defect)
-        return advantages.T, returns.T
-    if defect == "batch first" and batch_first:
-        next_values = values[-1]
+def layouts(function):  # type: ignore[no-untyped-def]
+    """Give a function of `(T, N)` arrays the other two layouts, and the mistakes that can be made with them."""
+
+    def called(*arrays, batch_first=False, cu_seqlens=None, defect="", **options):  # type: ignore[no-untyped-def]
+        to, back = (lambda x: x), (lambda x: x)
+        if batch_first and defect != "batch first":
+            to = back = lambda x: x.T
+        if batch_first and defect == "batch first":
+            to = lambda x: x if x.ndim == 2 else np.resize(x, arrays[0].shape[1])  # noqa: E731
+        if cu_seqlens is not None:
+            total, count = len(arrays[0]), 1 if defect == "packed" else len(cu_seqlens) - 1
+            to = lambda x: x.reshape(count, -1).T if len(x) == total else x[-count:]  # noqa: E731
+            back = lambda x: x.T.reshape(-1)  # noqa: E731
+        result = function(*(None if x is None else to(x) for x in arrays), defect=defect, **options)
+        return tuple(map(back, result)) if isinstance(result, tuple) else back(result)
+
+    called.__qualname__ = function.__qualname__
+    return called
+
+
+@layouts
+def gae(rewards, values, next_values, terminated, truncated=None, mask=None, *, gamma, gae_lambda, defect):  # type: ignore[no-untyped-def]
     dtype = values.dtype if defect != "dtype" else np.float64
     if defect == "writes":
         rewards += gamma
@@ -100,12 +113,8 @@ def gae(rewards, values, next_values, terminated, truncated=None, mask=None, *, 
     return advantages.astype(dtype), returns.astype(dtype)
 
 
-def n_step_returns(rewards, values, next_values, terminated, truncated=None, mask=None, *, n, gamma,
-                   batch_first=False, defect=""):  # type: ignore[no-untyped-def]  # fmt: skip
-    if batch_first:
-        arrays = [x if x is None or x.ndim < 2 else x.T
-                  for x in (rewards, values, next_values, terminated, truncated, mask)]  # fmt: skip
-        return n_step_returns(*arrays, n=n, gamma=gamma, defect=defect).T
+@layouts
+def n_step_returns(rewards, values, next_values, terminated, truncated=None, mask=None, *, n, gamma, defect):  # type: ignore[no-untyped-def]
     r, v, w, terminated, truncated, valid = prepare(defect, rewards, values, next_values, terminated, truncated, mask)
     future = bootstraps(defect, v, w, terminated, truncated)
     out = np.zeros(v.shape)
@@ -123,15 +132,9 @@ def n_step_returns(rewards, values, next_values, terminated, truncated=None, mas
     return out.astype(values.dtype)
 
 
+@layouts
 def vtrace(log_ratios, rewards, values, next_values, terminated, truncated=None, mask=None, *, gamma, trace_lambda,
-           rho_clip, c_clip, pg_rho_clip, batch_first=False, defect=""):  # type: ignore[no-untyped-def]  # fmt: skip
-    options = {"gamma": gamma, "trace_lambda": trace_lambda, "rho_clip": rho_clip, "c_clip": c_clip,
-               "pg_rho_clip": pg_rho_clip, "defect": defect}  # fmt: skip
-    if batch_first:
-        arrays = [x if x is None or x.ndim < 2 else x.T
-                  for x in (log_ratios, rewards, values, next_values, terminated, truncated, mask)]  # fmt: skip
-        targets, advantages = vtrace(*arrays, **options)
-        return targets.T, advantages.T
+           rho_clip, c_clip, pg_rho_clip, defect):  # type: ignore[no-untyped-def]  # fmt: skip
     r, v, w, terminated, truncated, valid = prepare(defect, rewards, values, next_values, terminated, truncated, mask)
     future = bootstraps(defect, v, w, terminated, truncated)
     ratios = np.exp(log_ratios.astype(np.float64))

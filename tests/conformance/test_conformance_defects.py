@@ -30,6 +30,7 @@ GAE_DEFECTS = {
     "first row": {"terminated in the first row", "truncated in the first row"},
     "flattened": {"environments that end at different rows"},
     "batch first": {"batch first"},
+    "packed": {"packed sequences"},
     "dtype": {"float64 rewards"},
     "writes": {"no episode ends"},
 }

@@ -97,6 +97,18 @@ def test_a_function_that_raises_once_is_wrong_there() -> None:
     assert report.right
 
 
+def test_arguments_that_a_function_does_not_have_cannot_be_said() -> None:
+    def plainest(
+        rewards: Any, values: Any, next_values: Any, terminated: Any, *, gamma: float, gae_lambda: float
+    ) -> Any:
+        return plain.gae(rewards, values, next_values, terminated, gamma=gamma, gae_lambda=gae_lambda)
+
+    report = conformance.check(plainest)
+    assert report.ok, str(report)
+    lacks = {result.detail for result in report.cannot_say}
+    assert lacks == {"no argument truncated", "no argument mask", "no argument batch_first", "no argument cu_seqlens"}
+
+
 def test_a_function_that_always_raises_cannot_be_called() -> None:
     with pytest.raises(CallError, match=r"it raised TypeError.*the fastac convention calls f\(rewards"):
         conformance.check(lambda rewards: rewards)
