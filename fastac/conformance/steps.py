@@ -21,10 +21,9 @@ STEPS = (
         rewards="1 2 3 4",
         values="2 4 8 4",
         next_values="6",
-        terminated=".x..",
         n=1,
         expected={
-            "n_step_returns": "3 2 5 7",
+            "n_step_returns": "3 6 5 7",
         },
     ),
     Scenario(
@@ -144,10 +143,9 @@ STEPS = (
         rewards="1 2 3 4",
         values="2 4 8 4",
         next_values="6",
-        terminated="..x.",
         trace_lambda="1/2",
         expected={
-            "vtrace": ("99/32 35/8 3 7", "35/32 3/8 -5 3"),
+            "vtrace": ("407/128 151/32 23/4 7", "151/128 23/32 -9/4 3"),
         },
     ),
 )
