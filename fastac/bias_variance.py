@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Errors", "best", "digest", "draw", "errors", "family", "table", "verdict"]
+__all__ = ["Errors", "best", "digest", "draw", "errors", "family", "rounded", "table", "verdict"]
 
 Report = Mapping[str, Any]
 FAMILIES = {"n": "n", "td_lambda": "lambda"}
@@ -28,10 +29,11 @@ class Errors(NamedTuple):
     """How far estimates are from the truth, over R repetitions and M states: rmse^2 = bias^2 + std^2.
 
     Attributes:
-        bias: Root mean square over the states of the mean error over the repetitions.
-        std: Root of the mean over the states of the variance over the repetitions.
+        bias: Root mean square over the states of the expected error. Its square is estimated without bias: the part of
+            the mean error that chance puts there, std^2 / R, is taken off. 0 where nothing is left.
+        std: Root of the mean over the states of the variance over the repetitions (ddof 1; 0 for a single one).
         rmse: Root mean square error.
-        rmse_se: Its standard error over the repetitions.
+        rmse_se: Its standard error over the repetitions; 0 for a single one.
     """
 
     bias: float
@@ -44,14 +46,18 @@ def errors(estimates: ArrayLike, truth: ArrayLike) -> Errors:
     """Returns the errors of estimates (R, M) of truth (M,).
 
     Example:
-        >>> errors([[1.0, 2.0], [3.0, 2.0]], [1.0, 2.0])
-        Errors(bias=0.7071067811865476, std=0.7071067811865476, rmse=1.0, rmse_se=0.5)
+        >>> errors([[2.0, 3.0], [4.0, 5.0]], [1.0, 2.0])
+        Errors(bias=1.7320508075688772, std=1.4142135623730951, rmse=2.23606797749979, rmse_se=0.8944271909999159)
     """
     error = np.asarray(estimates, np.float64) - np.asarray(truth, np.float64)
+    repetitions = len(error)
     squares = (error**2).mean(1)
-    rmse = float(np.sqrt(squares.mean()))
-    se = squares.std(ddof=1) / np.sqrt(len(squares)) / (2.0 * rmse) if len(squares) > 1 and rmse > 0.0 else 0.0
-    return Errors(float(np.sqrt((error.mean(0) ** 2).mean())), float(np.sqrt(error.var(0).mean())), rmse, float(se))
+    square = float(squares.mean())
+    variance = float(error.var(0, ddof=1).mean()) if repetitions > 1 else 0.0
+    rmse, se = math.sqrt(square), 0.0
+    if repetitions > 1 and rmse > 0.0:
+        se = float(squares.std(ddof=1)) / math.sqrt(repetitions) / (2.0 * rmse)
+    return Errors(math.sqrt(max(square - variance, 0.0)), math.sqrt(variance), rmse, se)
 
 
 def family(report: Report, name: str) -> list[Mapping[str, Any]]:
@@ -168,6 +174,20 @@ def draw(report: Report, *paths: Path) -> None:
 def digest(report: Report) -> str:
     """Returns what a figure carries, so that it can be told whether it shows this report."""
     return hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def rounded(data: Any) -> Any:
+    """Returns plain data with its floats rounded to 6 digits, so that machines' last bits seldom show.
+
+    Example:
+        >>> rounded({"pi": (3.14159265, 3)})
+        {'pi': [3.14159, 3]}
+    """
+    if isinstance(data, dict):
+        return {key: rounded(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [rounded(value) for value in data]
+    return float(f"{data:.6g}") if isinstance(data, float) else data
 
 
 def _curves(axes: Any, report: Report, name: str, what: str, measure: str) -> None:

@@ -14,6 +14,15 @@ def test_errors_decompose():
     assert found.std == pytest.approx(0.5, abs=0.01)
 
 
+def test_chance_is_no_bias():
+    """With few repetitions the mean error is mostly chance: its square is std^2 / R too large."""
+    rng = np.random.default_rng(2)
+    squares = [errors(rng.normal(0.3, 1.0, size=(5, 40)), np.zeros(40)).bias ** 2 for _ in range(500)]
+    assert np.mean(squares) == pytest.approx(0.09, abs=0.01)
+    assert errors([[2.0]], [1.0]) == (1.0, 0.0, 1.0, 0.0)
+    assert errors([[-1.0], [1.0]], [0.0]).bias == 0.0
+
+
 def test_the_standard_error_is_that_of_repetitions():
     rng = np.random.default_rng(1)
     truth = np.zeros(3)

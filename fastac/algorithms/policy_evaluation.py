@@ -116,7 +116,7 @@ PRESETS = {
     "cartpole": Config(
         env_id="CartPole-v1",
         gamma=0.99,
-        num_batches=20,
+        num_batches=40,
         n_steps=(2, 4, 8, 16, 32),
         td_lambdas=(0.5, 0.8, 0.9, 0.95),
         gradient_steps=(25, 50, 200),
@@ -268,7 +268,7 @@ class PolicyEvaluation:
             "truth_se": problem.truth_se.tolist(),
             "targets": rows,
         }
-        rounded: dict[str, Any] = _rounded(report)
+        rounded: dict[str, Any] = bias_variance.rounded(report)
         return rounded
 
     def state_dict(self) -> dict[str, Any]:
@@ -371,11 +371,3 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     path = folder / f"{REPORT}.json"
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     bias_variance.draw(report, path.with_suffix(".png"), path.with_suffix(".svg"))
-
-
-def _rounded(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _rounded(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_rounded(value) for value in data]
-    return float(f"{data:.6g}") if isinstance(data, float) else data
