@@ -6,6 +6,7 @@ from fastac._warmup import warmup
 from fastac.normalize import normalize_advantages
 from fastac.ratio import ApproxKL, PPOClipLoss, approx_kl, clip_ratio, importance_ratio, ppo_clip_loss
 from fastac.returns import GAE, discounted_returns, gae, lambda_returns, n_step_returns
+from fastac.traces import VTrace, retrace, vtrace
 
 if TYPE_CHECKING:
     from fastac.policy import load
@@ -15,6 +16,7 @@ __all__ = [
     "GAE",
     "ApproxKL",
     "PPOClipLoss",
+    "VTrace",
     "approx_kl",
     "clip_ratio",
     "discounted_returns",
@@ -25,6 +27,8 @@ __all__ = [
     "n_step_returns",
     "normalize_advantages",
     "ppo_clip_loss",
+    "retrace",
+    "vtrace",
     "warmup",
 ]
 

@@ -22,7 +22,7 @@ LIKE = {FLOAT32: np.float32(0), FLOAT64: np.float64(0)}
 
 
 class Arguments(NamedTuple):
-    """What every estimator is given; None where an argument is absent. `values` decides the dtype, else `rewards`."""
+    """What estimators are given; None where an argument is absent. `values` decides the dtype, else `rewards`."""
 
     rewards: Any
     values: Any
@@ -32,6 +32,12 @@ class Arguments(NamedTuple):
     mask: Any
     cu_seqlens: Any
     batch_first: bool
+    log_ratios: Any = None
+
+    def named(self, estimator: Estimator) -> list[tuple[str, Any]]:
+        """The arrays that are present, under the names that `estimator`'s caller knows."""
+        names = ("rewards", estimator.values_name, *self._fields[2:7], "log_ratios")
+        return [(name, x) for name, x in zip(names, (*self[:7], self.log_ratios), strict=True) if x is not None]
 
 
 @dataclass(slots=True)
@@ -88,17 +94,20 @@ def _describe(x: Any) -> str:
     return f"a tensor on {x.device}" if is_tensor(x) else type(x).__name__
 
 
-def on_tensors(arguments: Arguments, out: Any = None) -> bool:
+def on_tensors(estimator: Estimator, arguments: Arguments, out: Any = None) -> bool:
     """Whether a call is about tensors; raises `TypeError` where kinds or devices are mixed, or neither is given."""
-    kinds = {type(x) for x in arguments[:7]}
-    kinds.discard(type(None))
-    if kinds == {np.ndarray} and out is None:
+    named = arguments.named(estimator)
+    if out is None and {type(x) for _, x in named} == {np.ndarray}:
         return False
-    first_name, first = ("rewards", arguments.rewards) if arguments.values is None else ("values", arguments.values)
+    values = arguments.values
+    first_name, first = ("rewards", arguments.rewards) if values is None else (estimator.values_name, values)
     tensors = is_tensor(first)
     if not tensors and not isinstance(first, np.ndarray):
         fail(first_name, "a numpy array or a torch tensor", type(first).__name__, TypeError)
-    named = list(zip(Arguments._fields[:-1], arguments[:-1], strict=True))
+    required = ("rewards", "log_ratios") if estimator.reads_ratios else ("rewards",)
+    for name in required:
+        if getattr(arguments, name) is None:
+            fail(name, f"{_describe(first)} like {first_name}", "None", TypeError)
     outs = out if isinstance(out, tuple | list) else (out,)
     named += [("out", x) for x in outs]
     for name, x in named:
@@ -110,19 +119,19 @@ def on_tensors(arguments: Arguments, out: Any = None) -> bool:
     return tensors
 
 
-def layout(arguments: Arguments, reads_values: str, *, transposed: bool = False) -> Layout:
+def layout(arguments: Arguments, estimator: Estimator, *, transposed: bool = False) -> Layout:
     """Check shapes against the contract, by metadata alone, and settle how memory is cut into sequences.
 
     Args:
         arguments: As the caller gave them.
-        reads_values: Whether the estimator reads `values`: "always", in the "short" form of `next_values`, or "never".
+        estimator: Whose they are.
         transposed: Two-dimensional arrays lie in memory as their transposes.
 
     Raises:
         ValueError: A shape is wrong, or `truncated` comes without full next values.
     """
-    rewards, values, next_values, _, truncated, _, cu_seqlens, batch_first = arguments
-    anchor, anchor_name = (rewards, "rewards") if values is None else (values, "values")
+    rewards, values, next_values, _, truncated, _, cu_seqlens, batch_first, _ = arguments
+    anchor, anchor_name = (rewards, "rewards") if values is None else (values, estimator.values_name)
     shape = tuple(anchor.shape)
     packed = cu_seqlens is not None
     if packed and batch_first:
@@ -131,7 +140,7 @@ def layout(arguments: Arguments, reads_values: str, *, transposed: bool = False)
         fail(anchor_name, "shape (total,) together with cu_seqlens", f"shape {shape}")
     if len(shape) not in (1, 2):
         fail(anchor_name, "shape (T, N) or (T,)", f"shape {shape}")
-    for name in ("rewards", "terminated", "truncated", "mask"):
+    for name in ("rewards", "terminated", "truncated", "mask", "log_ratios"):
         x = getattr(arguments, name)
         if x is not None and tuple(x.shape) != shape:
             fail(name, f"shape {shape} like {anchor_name}", f"shape {tuple(x.shape)}")
@@ -144,15 +153,15 @@ def layout(arguments: Arguments, reads_values: str, *, transposed: bool = False)
     next_shape = () if isinstance(next_values, Real) else tuple(next_values.shape) if next_values is not None else None
     full = next_shape == shape
     short = (count,) if len(shape) == 2 or packed else ()
-    if not full and next_shape not in ((), short):
-        expected = (
-            f"shape {shape} (full), {short} (short) or a scalar" if short else f"shape {shape} (full) or a scalar"
-        )
+    if not full and (estimator.full_only or next_shape not in ((), short)):
+        forms = "" if estimator.full_only else f", {short} (short) or a scalar" if short else " or a scalar"
+        expected = f"shape {shape} (full){forms}"
         fail("next_values", expected, "None" if next_shape is None else f"shape {next_shape}")
     if truncated is not None and not full:
         fail("next_values", f"full shape {shape}, since truncated is given", f"shape {next_shape}")
-    if values is None and (reads_values == "always" or (reads_values == "short" and not full)):
-        fail("values", "an array" + ("" if full else ", since next_values is short"), "None")
+    needed = estimator.reads_values == "always" or (estimator.reads_values == "short" and not full)
+    if values is None and needed:
+        fail(estimator.values_name, "an array" + ("" if full else ", since next_values is short"), "None")
     one_lane = len(shape) == 1 or batch_first != transposed
     return Layout(shape, count if packed or (len(shape) == 2 and one_lane) else 1,
                   1 if one_lane else count, full, transposed)  # fmt: skip
@@ -226,13 +235,13 @@ def call_numpy(
     Returns:
         The outputs, in the caller's shape and dtype.
     """
-    kernel, more, count, reads_values = estimator
-    rewards, values, next_values, terminated, truncated, mask, cu_seqlens, _ = arguments
+    kernel, more, count, *_ = estimator
+    rewards, values, next_values, terminated, truncated, mask, cu_seqlens, _, log_ratios = arguments
     anchor = rewards if values is None else values
     flags = anchor.flags
     transposed = anchor.ndim == 2 and not flags.c_contiguous and flags.f_contiguous
-    plan = layout(arguments, reads_values, transposed=transposed)
-    for name, x in zip(Arguments._fields[:6], arguments[:6], strict=True):
+    plan = layout(arguments, estimator, transposed=transposed)
+    for name, x in arguments.named(estimator):
         if isinstance(x, np.ndarray) and x.dtype.kind not in "fiub":
             fail(name, "a boolean or real number dtype", f"dtype {x.dtype}", TypeError)
     # Half precision is computed in float32 and rounded once; other numbers follow numpy's promotion to float64.
@@ -254,20 +263,20 @@ def call_numpy(
     memory.append(np.zeros(total, np.uint8) if terminated is None else _flags(terminated, transposed))
     memory += [_flags(truncated, transposed), _flags(mask, transposed)]
     memory.append(None if cu_seqlens is None else check_boundaries(cu_seqlens, total))
+    ratios = (floats(log_ratios),) if estimator.reads_ratios else ()
 
     shape = plan.shape[::-1] if transposed else plan.shape
     direct = out is not None and result == work and not transposed
     if out is not None:
         out = check_out(out, count)
         _check_numpy_out(out, plan.shape, result)
-        for given, used in zip(
-            arguments[:6], (*memory[:2], memory[2] if plan.full else memory[3], *memory[4:7]), strict=True
-        ):
+        read = (*memory[:2], memory[2] if plan.full else memory[3], *memory[4:7], *ratios)
+        for given, used in zip((*arguments[:6], log_ratios), read, strict=False):
             copied = isinstance(given, np.ndarray) and used is not None and not np.may_share_memory(given, used)
             if copied and any(np.may_share_memory(given, x) for x in out):
                 overlaps()
     outputs = out if direct else tuple(np.empty(shape, work) for _ in range(count))
-    addresses = [0 if x is None else _address(x) for x in (*memory, *outputs)]
+    addresses = [0 if x is None else _address(x) for x in (*ratios, *memory, *outputs)]
     if not kernel(*addresses, total, plan.sequences, plan.lanes, *scalars, *more, LIKE[work]):
         overlaps()
     if direct:

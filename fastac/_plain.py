@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastac._arrays import BOOL, LIKE, Arguments
+from fastac._arrays import BOOL, LIKE, Arguments, _address
 from fastac._estimators import Estimator
 from fastac_kernels._jit import ready
 from fastac_kernels.gae import gae_full, gae_short
@@ -25,16 +25,18 @@ def estimate(
     estimator: Estimator, arguments: Arguments, scalars: tuple[Any, ...], out: Any
 ) -> tuple[NDArray[Any], ...] | None:
     """Any estimator, time-major, with or without truncation and mask."""
-    rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first = arguments[:8]
+    rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first, log_ratios = arguments
     dtype, shape = rewards.dtype, rewards.shape
     if dtype not in _LIKE or not 0 < len(shape) < 3 or cu_seqlens is not None or batch_first:
         return None
-    if arguments[8:] not in ((), (None,)):  # log-ratios
-        return None
+    if estimator.reads_ratios:
+        x = log_ratios
+        if not (type(x) is _ndarray and x.dtype is dtype and x.shape == shape and x.flags.carray):
+            return None
     if type(next_values) is not _ndarray or type(terminated) is not _ndarray:
         return None
     full = next_values.shape == shape
-    if not full and (len(shape) == 1 or truncated is not None or next_values.shape != shape[1:]):
+    if not full and (estimator.full_only or len(shape) == 1 or truncated is not None or next_values.shape != shape[1:]):
         return None
     if values is None:
         if estimator.reads_values == "always" or (estimator.reads_values == "short" and not full):
@@ -64,6 +66,7 @@ def estimate(
         terminated if truncated is None else truncated, terminated if mask is None else mask, outputs[0], outputs[-1],
     )  # fmt: skip
     done = estimator.kernel(
+        *([_address(log_ratios)] if estimator.reads_ratios else []),
         r, 0 if values is None else v, following if full else 0, 0 if full else following, e,
         0 if truncated is None else c, 0 if mask is None else m, 0, *((first, last)[:count]),
         rewards.size, 1, shape[1] if len(shape) == 2 else 1, *scalars, *estimator.more, _LIKE[dtype],

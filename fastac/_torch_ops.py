@@ -15,14 +15,18 @@ from torch import Tensor
 
 from fastac import _arrays, _torch_scan
 from fastac._arrays import Arguments, fail
-from fastac._estimators import ESTIMATORS
+from fastac._estimators import ESTIMATORS, Estimator
 
 _NUMBERS = "Tensor rewards, Tensor? values, Tensor next_values, Tensor? terminated, Tensor? truncated, Tensor? mask"
+_RATIOS = f"{_NUMBERS}, Tensor? cu_seqlens, bool batch_first, Tensor log_ratios"
 _SCHEMAS = {
     "gae": f"({_NUMBERS}, Tensor? cu_seqlens, bool batch_first, float gamma, float gae_lambda) -> (Tensor, Tensor)",
     "discounted_returns": f"({_NUMBERS}, Tensor? cu_seqlens, bool batch_first, float gamma) -> Tensor",
     "lambda_returns": f"({_NUMBERS}, Tensor? cu_seqlens, bool batch_first, float gamma, float td_lambda) -> Tensor",
     "n_step_returns": f"({_NUMBERS}, Tensor? cu_seqlens, bool batch_first, int n, float gamma) -> Tensor",
+    "vtrace": f"({_RATIOS}, float gamma, float trace_lambda, float rho_clip, float c_clip, float pg_rho_clip)"
+    " -> (Tensor, Tensor)",
+    "retrace": f"({_RATIOS}, float gamma, float trace_lambda) -> Tensor",
 }
 _LIKE = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
 _WORK = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
@@ -41,8 +45,10 @@ def _is_transposed(arguments: Arguments) -> bool:
     return anchor.ndim == 2 and not anchor.is_contiguous() and anchor.t().is_contiguous()
 
 
-def _check_dtypes(arguments: Arguments) -> None:
-    for name, x in zip(Arguments._fields[:3], arguments[:3], strict=True):
+def _check_dtypes(estimator: Estimator, arguments: Arguments) -> None:
+    for name, x in arguments.named(estimator):
+        if name in ("terminated", "truncated", "mask", "cu_seqlens"):
+            continue
         if isinstance(x, Tensor) and x.dtype not in _NUMBER_DTYPES:
             fail(name, "a real number dtype", f"dtype {x.dtype}", TypeError)
         if isinstance(x, Tensor) and x.layout is not torch.strided:
@@ -56,9 +62,9 @@ def _on_cpu(
     name: str, arguments: Arguments, scalars: tuple[Any, ...], out: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, ...]:
     """The Numba kernel on the tensors' memory; checked arguments, `out` of the result's dtype and contiguous."""
-    rewards, values, next_values, terminated, truncated, mask, cu_seqlens, _ = arguments
+    rewards, values, next_values, terminated, truncated, mask, cu_seqlens, _, log_ratios = arguments
     transposed = _is_transposed(arguments)
-    plan = _arrays.layout(arguments, ESTIMATORS[name].reads_values, transposed=transposed)
+    plan = _arrays.layout(arguments, ESTIMATORS[name], transposed=transposed)
     result = _result_dtype(arguments)
     work = _WORK.get(result, result)
 
@@ -92,6 +98,7 @@ def _on_cpu(
         memory.append(None)
     else:
         memory.append(torch.from_numpy(_arrays.check_boundaries(cu_seqlens.numpy(), total)))
+    ratios = (floats(log_ratios),) if ESTIMATORS[name].reads_ratios else ()
     direct = out is not None and result is work and not transposed
     shape = plan.shape[::-1] if transposed else plan.shape
     outputs = (
@@ -100,7 +107,7 @@ def _on_cpu(
         else tuple(torch.empty(shape, dtype=work) for _ in range(ESTIMATORS[name].outputs))
     )
     kernel, more, *_ = ESTIMATORS[name]
-    addresses = [0 if x is None else x.data_ptr() for x in (*memory, *outputs)]
+    addresses = [0 if x is None else x.data_ptr() for x in (*ratios, *memory, *outputs)]
     if not kernel(*addresses, total, plan.sequences, plan.lanes, *scalars, *more, _LIKE[work]):
         _arrays.overlaps()
     if direct:
@@ -112,7 +119,7 @@ def _on_cpu(
 
 def _in_torch(name: str, arguments: Arguments, scalars: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """The same by torch operations, on any device."""
-    plan = _arrays.layout(arguments, ESTIMATORS[name].reads_values)
+    plan = _arrays.layout(arguments, ESTIMATORS[name])
     result = _result_dtype(arguments)
     outputs = _torch_scan.run(name, arguments, scalars, plan, _WORK.get(result, result))
     transposed = _is_transposed(arguments)
@@ -127,12 +134,19 @@ def _shapes(name: str, arguments: Arguments) -> tuple[Tensor, ...]:
     return tuple(x.t() for x in outputs) if transposed else outputs
 
 
+def arguments_of(name: str) -> int:
+    """How many of `Arguments` an op takes, before its scalars."""
+    return len(Arguments._fields) - (not ESTIMATORS[name].reads_ratios)
+
+
 def _register(library: Any, name: str) -> None:
     """Define one op with its CPU, CUDA, fake and autograd kernels."""
     op_name = f"fastac::{name}"
 
+    count = arguments_of(name)
+
     def unpack(args: tuple[Any, ...]) -> tuple[Arguments, tuple[Any, ...]]:
-        return Arguments(*args[:8]), args[8:]
+        return Arguments(*args[:count]), args[count:]
 
     def pack(outputs: tuple[Tensor, ...]) -> Any:
         return outputs if len(outputs) > 1 else outputs[0]
@@ -177,7 +191,7 @@ def _is_plain(arguments: Arguments) -> bool:
     """Whether all are CPU tensors proper, and `_unheard`."""
     if not _unheard():
         return False
-    for x in arguments[:7]:
+    for x in (*arguments[:7], arguments.log_ratios):
         if x is not None and type(x) is not Tensor and not isinstance(x, float | int):
             return False
     return bool(arguments.rewards.is_cpu)
@@ -188,14 +202,14 @@ def plain(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) -
 
     None where it is another case, or where something is wrong that `call` will name.
     """
-    rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first = arguments
+    rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first, log_ratios = arguments
     if terminated is None or cu_seqlens is not None or batch_first or type(rewards) is not Tensor or not _unheard():
         return None
     dtype, shape = rewards.dtype, rewards.shape
     like = _LIKE.get(dtype)
     if like is None or type(next_values) is not Tensor or not 0 < len(shape) < 3:
         return None
-    for x in (rewards, values, next_values):
+    for x in (rewards, values, next_values, log_ratios):
         if x is not None and not (
             type(x) is Tensor and x.dtype is dtype and x.is_cpu and x.is_contiguous() and not x.is_neg()
         ):
@@ -205,9 +219,11 @@ def plain(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) -
             type(x) is Tensor and x.dtype is torch.bool and x.shape == shape and x.is_cpu and x.is_contiguous()
         ):
             return None
-    kernel, more, count, reads_values = ESTIMATORS[name]
+    kernel, more, count, reads_values, reads_ratios, full_only, _ = ESTIMATORS[name]
     full, two = next_values.shape == shape, len(shape) == 2
-    if not full and not (two and truncated is None and next_values.shape == shape[1:]):
+    if not full and not (two and truncated is None and not full_only and next_values.shape == shape[1:]):
+        return None
+    if reads_ratios and (log_ratios is None or log_ratios.shape != shape):
         return None
     if values is None:
         if reads_values == "always" or (reads_values == "short" and not full):
@@ -228,6 +244,7 @@ def plain(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) -
                 return None
     following = next_values.data_ptr()
     done = kernel(
+        *([log_ratios.data_ptr()] if reads_ratios else []),
         rewards.data_ptr(), 0 if values is None else values.data_ptr(),
         following if full else 0, 0 if full else following,
         terminated.data_ptr(), 0 if truncated is None else truncated.data_ptr(), 0 if mask is None else mask.data_ptr(),
@@ -265,7 +282,7 @@ def _check_out(out: tuple[Tensor, ...], arguments: Arguments) -> None:
 def _check_apart(out: tuple[Tensor, ...], arguments: Arguments) -> None:
     """Compare memory where there is some; the kernel itself sees copies of what had to be converted."""
     ranges = [_extent(x) for x in out]
-    others = [_extent(x) for x in arguments[:7] if isinstance(x, Tensor)]
+    others = [_extent(x) for x in arguments if isinstance(x, Tensor)]
     for i, (start, stop) in enumerate(ranges):
         if any(start < b and a < stop for a, b in (*others, *ranges[i + 1 :])):
             _arrays.overlaps()
@@ -283,7 +300,7 @@ def call(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) ->
     Returns:
         The outputs, requiring no gradient.
     """
-    _check_dtypes(arguments)
+    _check_dtypes(ESTIMATORS[name], arguments)
     count = ESTIMATORS[name].outputs
     if out is not None:
         out = _arrays.check_out(out, count)
@@ -293,12 +310,13 @@ def call(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) ->
             _check_apart(out, arguments)
         outputs = _on_cpu(name, arguments, scalars, out)
     else:
-        _arrays.layout(arguments, ESTIMATORS[name].reads_values)
+        _arrays.layout(arguments, ESTIMATORS[name])
         next_values = arguments.next_values
         if not isinstance(next_values, Tensor):
             like = arguments.rewards if arguments.values is None else arguments.values
             next_values = torch.full((), float(next_values), dtype=torch.float64, device=like.device)
-        result = getattr(torch.ops.fastac, name)(*arguments._replace(next_values=next_values), *scalars)
+        operands = arguments._replace(next_values=next_values)[: arguments_of(name)]
+        result = getattr(torch.ops.fastac, name)(*operands, *scalars)
         outputs = result if count > 1 else (result,)
     if out is None:
         return outputs

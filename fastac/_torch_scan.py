@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastac._arrays import Arguments, Layout
+from fastac._estimators import ESTIMATORS
 
 
 def run(
@@ -27,7 +28,7 @@ def run(
     """
     if arguments.cu_seqlens is not None:
         return _packed(name, arguments, scalars, plan, work)
-    rewards, values, next_values, terminated, truncated, mask, _, batch_first = arguments
+    rewards, values, next_values, terminated, truncated, mask, _, batch_first, log_ratios = arguments
 
     def rows(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         if x is None:
@@ -49,9 +50,10 @@ def run(
     c = nothing if c is None else c
     full = rows(next_values, work) if plan.full else None
     last = next_values.detach().to(work).expand(lanes) if full is None else None
-    outputs = _backwards(name, scalars, r, v, full, last, e, c, m)
+    x = rows(log_ratios, work)
+    outputs = _backwards(name, scalars, r, v, full, last, e, c, m, None if x is None else x.exp())
     if not outputs:
-        outputs = (torch.empty_like(r),) * (2 if name == "gae" else 1)
+        outputs = (torch.empty_like(r),) * ESTIMATORS[name].outputs
     return tuple((x.t() if batch_first else x).reshape(shape) for x in outputs)
 
 
@@ -73,11 +75,11 @@ def _packed(
     next_values = spread(arguments.next_values) if plan.full else arguments.next_values
     padded = Arguments(
         spread(arguments.rewards), spread(arguments.values), next_values, spread(arguments.terminated),
-        spread(arguments.truncated), mask, None, False,
+        spread(arguments.truncated), mask, None, False, spread(arguments.log_ratios),
     )  # fmt: skip
     if plan.total == 0:
         empty = torch.empty(0, dtype=work, device=boundaries.device)
-        return (empty,) * (2 if name == "gae" else 1)
+        return (empty,) * ESTIMATORS[name].outputs
     grid = Layout((longest, plan.sequences), 1, plan.sequences, plan.full, False)
     outputs = run(name, padded, scalars, grid, work)
     return tuple(
@@ -87,14 +89,15 @@ def _packed(
 
 def _backwards(
     name: str, scalars: tuple[Any, ...], r: Tensor, v: Tensor | None, full: Tensor | None, last: Tensor | None,
-    e: Tensor, c: Tensor, m: Tensor | None,
+    e: Tensor, c: Tensor, m: Tensor | None, rho: Tensor | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Rows `(T, N)` from the last to the first; NaN is selected away, never multiplied."""
     length, lanes = r.shape
     zero = torch.zeros((), dtype=r.dtype, device=r.device)
     n_steps = min(scalars[0], max(length, 1)) if name == "n_step_returns" else 1
     gamma = scalars[1] if name == "n_step_returns" else scalars[0]
-    carry = [zero.expand(lanes)] * n_steps
+    # What is kept of the row behind: n-step returns of every length, V-trace's difference and target, or one number.
+    carry = [zero.expand(lanes)] * (2 if name == "vtrace" else n_steps)
     is_last = torch.ones(lanes, dtype=torch.bool, device=r.device)
     after = last
     rows: list[tuple[Tensor, ...]] = []
@@ -108,6 +111,22 @@ def _backwards(
             result = r[t] - v[t] + bootstrap + torch.where(cut, zero, gamma * scalars[1] * carry[0])
             new = [result]
             row: tuple[Tensor, ...] = (result, result + v[t])
+        elif name == "vtrace":
+            assert v is not None
+            assert rho is not None
+            decay, (rho_clip, c_clip, pg_rho_clip) = gamma * scalars[1], scalars[2:]
+            error = r[t] - v[t]
+            difference = rho[t].clamp(max=rho_clip) * (error + bootstrap)
+            difference = difference + rho[t].clamp(max=c_clip) * torch.where(cut, zero, decay * carry[0])
+            q = torch.where(cut, bootstrap, gamma * (1.0 - scalars[1]) * following + decay * carry[1])
+            new = [difference, v[t] + difference]
+            row = (new[1], rho[t].clamp(max=pg_rho_clip) * (error + q))
+        elif name == "retrace":
+            assert v is not None
+            assert rho is not None
+            target = r[t] + bootstrap + torch.where(cut, zero, gamma * scalars[1] * carry[0])
+            new = [rho[t].clamp(max=1.0) * (target - v[t])]
+            row = (target,)
         elif name == "n_step_returns":
             new = [r[t] + bootstrap]
             new += [r[t] + torch.where(cut, bootstrap, gamma * carry[k - 1]) for k in range(1, n_steps)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastac import ratio, returns
+from fastac import ratio, returns, traces
 from fastac_kernels import _jit
 from fastac_kernels.ratio import importance_ratio_backward_at
 
@@ -42,12 +42,20 @@ def _calls() -> list[tuple[str, Callable[[], Any]]]:
         def n_step(x: Any = x, ends: Any = ends) -> Any:
             return returns.n_step_returns(x, x, x, ends, ends, n=2, gamma=0.9)
 
+        def vtrace(x: Any = x, ends: Any = ends) -> Any:
+            return traces.vtrace(x, x, x, x, ends, gamma=0.9)
+
+        def retrace(x: Any = x, ends: Any = ends) -> Any:
+            return traces.retrace(x, x, x, x, ends, gamma=0.9, trace_lambda=0.9)
+
         add("gae, full next values", full)
         add("gae, short next values", short)
         add("gae, masked", masked)
         add("discounted_returns", discounted)
         add("lambda_returns", weighted)
         add("n_step_returns", n_step)
+        add("vtrace", vtrace)
+        add("retrace", retrace)
 
         def loss(x: Any = x) -> Any:
             return ratio.ppo_clip_loss(x, x, x, clip_coef=0.2)

@@ -281,7 +281,7 @@ def estimate(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any
         outputs = _torch_ops.plain(name, arguments, scalars, out)
         if outputs is not None:
             return outputs
-    if _arrays.on_tensors(arguments, out):
+    if _arrays.on_tensors(ESTIMATORS[name], arguments, out):
         from fastac import _torch_ops
 
         return _torch_ops.call(name, arguments, scalars, out)

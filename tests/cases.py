@@ -1,5 +1,6 @@
-"""Random calls of the four estimators: what to pass, in which memory layout, and what must come out."""
+"""Random calls of the estimators: what to pass, in which memory layout, and what must come out."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,34 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "discounted_returns": naive.discounted_returns,
     "n_step_returns": naive.n_step_returns,
     "lambda_returns": naive.lambda_returns,
+    "vtrace": naive.vtrace,
+    "retrace": naive.retrace,
 }
+TWO_OUTPUTS = ("gae", "vtrace")
+FULL_ONLY = ("retrace",)
+_USUAL = ("rewards", "values", "next_values")
+# The numbers that an estimator takes, by name: arrays of one shape, `next_values` in either form.
+NUMBERS: dict[str, tuple[str, ...]] = {
+    "gae": _USUAL,
+    "discounted_returns": ("rewards", "next_values"),
+    "n_step_returns": _USUAL,
+    "lambda_returns": _USUAL,
+    "vtrace": ("log_ratios", *_USUAL),
+    "retrace": ("log_ratios", "rewards", "q_values", "next_values"),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gae": {"gamma": 0.9, "gae_lambda": 0.8},
+    "discounted_returns": {"gamma": 0.9},
+    "n_step_returns": {"n": 3, "gamma": 0.9},
+    "lambda_returns": {"gamma": 0.9, "td_lambda": 0.8},
+    "vtrace": {"gamma": 0.9, "trace_lambda": 0.8, "rho_clip": 1.5, "c_clip": 1.0, "pg_rho_clip": 2.0},
+    "retrace": {"gamma": 0.9, "trace_lambda": 0.8},
+}
+
+
+def as_tuple(name: str, result: Any) -> tuple[Any, ...]:
+    """What an estimator returns, as a tuple of arrays."""
+    return tuple(result) if name in TWO_OUTPUTS else (result,)
 
 
 @dataclass(frozen=True)
@@ -33,12 +61,12 @@ class Case:
 
     @property
     def num_outputs(self) -> int:
-        return 2 if self.name == "gae" else 1
+        return 2 if self.name in TWO_OUTPUTS else 1
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Values decide; rewards where there are none."""
-        values = self.arguments.get("values")
+        values = self.arguments.get("q_values" if self.name == "retrace" else "values")
         return np.asarray(self.arguments["rewards"] if values is None else values).dtype
 
     def with_arguments(self, **arguments: Any) -> "Case":
@@ -62,7 +90,10 @@ class Case:
     def bounds(self) -> tuple[np.ndarray, ...]:
         """Rule 13: 4 eps min(T, 1 / (1 - gamma lambda)) S_t, and room for results below the smallest normal number."""
         dtype = np.float64 if self.dtype == np.float64 else np.float32
-        factor = self.options.get("gae_lambda", self.options.get("td_lambda", 1.0)) * self.options["gamma"]
+        lambdas = [self.options[name] for name in ("gae_lambda", "td_lambda", "trace_lambda") if name in self.options]
+        factor = math.prod(lambdas) * self.options["gamma"]
+        if self.options.get("c_clip", 1.0) > 1:
+            factor = 1.0  # a trace that may grow is as long as the window
         length = len(self.arguments["rewards"])
         steps = length if factor >= 1 else min(length, 1 / (1 - factor))
         scale = naive.over_sequences(
@@ -79,7 +110,7 @@ class Case:
         if present is not None:
             arguments = {name: None if a is None else present(name, a) for name, a in arguments.items()}
         result = getattr(fastac, self.name)(**arguments, **self.options, **keywords)
-        return tuple(result) if self.name == "gae" else (result,)
+        return as_tuple(self.name, result)
 
     def unread(self) -> dict[str, np.ndarray]:
         """Where each array argument may hold anything: the entries the reference never looks at."""
@@ -141,9 +172,12 @@ def cases(
     if reward_dtype.startswith("int"):
         rewards = np.clip(np.round(rewards * 10), -100, 100)
     arguments: dict[str, Any] = {"rewards": rewards.astype(dtype if reward_dtype == "same" else reward_dtype)}
-    full = draw(st.booleans())
-    if name != "discounted_returns":
-        arguments["values"] = generator.normal(size=shape).astype(dtype)
+    full = name in FULL_ONLY or draw(st.booleans())
+    if "log_ratios" in NUMBERS[name]:
+        spread = draw(st.sampled_from([0.1, 1.0, 5.0]))
+        arguments["log_ratios"] = (spread * generator.normal(size=shape)).astype(dtype)
+    for values in {"values", "q_values"} & set(NUMBERS[name]):
+        arguments[values] = generator.normal(size=shape).astype(dtype)
     if full:
         arguments["next_values"] = generator.normal(size=shape).astype(dtype)
     elif width is None or draw(st.booleans()):
@@ -163,9 +197,19 @@ def cases(
         options["gae_lambda"] = draw(st.sampled_from(discounts))
     elif name == "lambda_returns":
         options["td_lambda"] = draw(st.sampled_from(discounts))
+    elif "log_ratios" in NUMBERS[name]:
+        options["trace_lambda"] = draw(st.sampled_from(discounts))
+        for clip in ("rho_clip", "c_clip", "pg_rho_clip") if name == "vtrace" else ():
+            options[clip] = draw(st.sampled_from([0.3, 1.0, 1.0, 2.0]))
     elif name == "n_step_returns":
         options["n"] = draw(st.sampled_from([1, 2, 3, 5, 8, 100]))
     return Case(name, arguments, options)
+
+
+def example(name: str, shape: tuple[int, ...], seed: int = 0) -> dict[str, np.ndarray]:
+    """The numbers of one call in the full form, float32."""
+    generator = np.random.default_rng(seed)
+    return {key: generator.normal(size=shape).astype(np.float32) for key in NUMBERS[name]}
 
 
 def lay_out(array: Any, layout: str) -> Any:

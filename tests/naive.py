@@ -174,6 +174,83 @@ def lambda_returns(
     return returns
 
 
+def vtrace(
+    log_ratios: Row,
+    rewards: Row,
+    values: Row,
+    next_values: Row,
+    terminated: Row | None = None,
+    truncated: Row | None = None,
+    mask: Row | None = None,
+    *,
+    gamma: float,
+    trace_lambda: float = 1.0,
+    rho_clip: float = 1.0,
+    c_clip: float = 1.0,
+    pg_rho_clip: float = 1.0,
+) -> tuple[Array, Array]:
+    """V-trace (Espeholt et al. 2018, remark 1): targets vs_t and the policy gradient's advantages.
+
+    vs_t = V_t + min(rho_clip, rho_t) (r_t + gamma q_t - V_t) + gamma lambda min(c_clip, rho_t) (vs_u - V_u)
+    A_t  = min(pg_rho_clip, rho_t) (r_t + gamma [lambda vs_u + (1 - lambda) q_t] - V_t)
+
+    with u the next row. At a truncated row and at the last one the term with u is absent and the bracket is q_t; at a
+    terminated one q_t and the bracket are absent, too.
+    """
+    length = len(rewards)
+    targets, advantages = np.zeros(length), np.zeros(length)
+    for t in reversed(range(length)):
+        if not is_valid(mask, t):
+            continue
+        rho, value = np.exp(float(log_ratios[t])), float(values[t])
+        u = next_valid(mask, t, length)
+        delta = improved = float(rewards[t]) - value
+        correction = 0.0
+        if not is_set(terminated, t):
+            future = next_value(values, next_values, mask, t, length)
+            delta += gamma * future
+            if u is not None and not is_set(truncated, t):
+                correction = gamma * trace_lambda * np.minimum(c_clip, rho) * (targets[u] - float(values[u]))
+                future = trace_lambda * targets[u] + (1 - trace_lambda) * future
+            improved += gamma * future
+        targets[t] = value + np.minimum(rho_clip, rho) * delta + correction
+        advantages[t] = np.minimum(pg_rho_clip, rho) * improved
+    return targets, advantages
+
+
+def retrace(
+    log_ratios: Row,
+    rewards: Row,
+    q_values: Row,
+    next_values: Row,
+    terminated: Row | None = None,
+    truncated: Row | None = None,
+    mask: Row | None = None,
+    *,
+    gamma: float,
+    trace_lambda: float,
+) -> Array:
+    """Retrace (Munos et al. 2016, equation 3): G_t = r_t + gamma [q_t + lambda min(1, rho_u) (G_u - Q_u)].
+
+    Here q_t is the expectation of Q over the next action, Q_u = q_values[u] and u the next row. At a truncated row and
+    at the last one the term with u is absent, at a terminated one the bracket.
+    """
+    length = len(rewards)
+    targets = np.zeros(length)
+    for t in reversed(range(length)):
+        if not is_valid(mask, t):
+            continue
+        target = float(rewards[t])
+        if not is_set(terminated, t):
+            future, u = float(next_values[t]), next_valid(mask, t, length)
+            if u is not None and not is_set(truncated, t):
+                trace = trace_lambda * np.minimum(1.0, np.exp(float(log_ratios[u])))
+                future += trace * (targets[u] - float(q_values[u]))
+            target += gamma * future
+        targets[t] = target
+    return targets
+
+
 def absolute(kernel: Callable[..., Any], arguments: dict[str, Any], options: dict[str, Any]) -> tuple[Array, ...]:
     """S_t of the accuracy rule: the same recursion with every term replaced by its absolute value.
 
@@ -181,7 +258,7 @@ def absolute(kernel: Callable[..., Any], arguments: dict[str, Any], options: dic
     """
     arguments = dict(arguments)
     mask, length = arguments.get("mask"), len(arguments["rewards"])
-    if kernel is not discounted_returns:
+    if kernel not in (discounted_returns, retrace):
         terms = [
             abs(next_value(arguments["values"], arguments["next_values"], mask, t, length))
             if is_valid(mask, t) and not is_set(arguments.get("terminated"), t)
@@ -192,12 +269,37 @@ def absolute(kernel: Callable[..., Any], arguments: dict[str, Any], options: dic
     else:
         arguments["next_values"] = np.abs(arguments["next_values"])
     arguments["rewards"] = np.abs(arguments["rewards"])
+    if kernel is vtrace:
+        return absolute_vtrace(arguments, options)
+    if kernel is retrace:
+        return (retrace(**{**arguments, "q_values": -np.abs(arguments["q_values"])}, **options),)
     if kernel is gae:
         values = np.abs(arguments["values"])
         advantages, _ = gae(**{**arguments, "values": -values}, **options)
         rows = [is_valid(mask, t) for t in range(length)]
         return advantages, advantages + np.where(rows, values, 0.0)
     return (kernel(**arguments, **options),)
+
+
+def absolute_vtrace(arguments: dict[str, Any], options: dict[str, Any]) -> tuple[Array, Array]:
+    """The same for V-trace, of full next values and rewards that are absolute already."""
+    length, mask = len(arguments["rewards"]), arguments.get("mask")
+    values = np.array([abs(float(v)) if is_valid(mask, t) else 0.0 for t, v in enumerate(arguments["values"])])
+    targets, _ = vtrace(**{**arguments, "values": -values}, **options)
+    targets += 2 * values  # D_t - |V_t| becomes D_t + |V_t|
+    advantages = np.zeros(length)
+    for t in range(length):
+        if not is_valid(mask, t):
+            continue
+        u, term = next_valid(mask, t, length), 0.0
+        if not is_set(arguments.get("terminated"), t):
+            term = arguments["next_values"][t]
+            if u is not None and not is_set(arguments.get("truncated"), t):
+                trace_lambda = options.get("trace_lambda", 1.0)
+                term = trace_lambda * targets[u] + term  # |V(s_{t+1})| whole: it enters twice in the short form
+        rho = np.minimum(options.get("pg_rho_clip", 1.0), np.exp(float(arguments["log_ratios"][t])))
+        advantages[t] = rho * (arguments["rewards"][t] + values[t] + options["gamma"] * term)
+    return targets, advantages
 
 
 def over_sequences(function: Callable[..., Any], arguments: dict[str, Any], num_outputs: int) -> tuple[Array, ...]:

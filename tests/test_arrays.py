@@ -8,24 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import REFERENCES
+from cases import FULL_ONLY, NUMBERS, OPTIONS, REFERENCES, TWO_OUTPUTS, as_tuple
 
 import fastac
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "gae": {"gamma": 0.9, "gae_lambda": 0.8},
-    "discounted_returns": {"gamma": 0.9},
-    "n_step_returns": {"n": 3, "gamma": 0.9},
-    "lambda_returns": {"gamma": 0.9, "td_lambda": 0.8},
-}
 SHAPE = (6, 4)
+VTRACE_DEFAULTS = {"trace_lambda", "rho_clip", "c_clip", "pg_rho_clip"}
 
 
 def arguments(name: str, **changes: Any) -> dict[str, Any]:
     """A call that works, then changed."""
-    base: dict[str, Any] = {key: np.ones(SHAPE, np.float32) for key in ("rewards", "values", "next_values")}
-    if name == "discounted_returns":
-        base.pop("values")
+    base: dict[str, Any] = {key: np.ones(SHAPE, np.float32) for key in NUMBERS[name]}
     return {**base, **OPTIONS[name], **changes}
 
 
@@ -35,12 +28,12 @@ def call(name: str, **changes: Any) -> Any:
 
 def outputs(name: str, **changes: Any) -> tuple[Any, ...]:
     result = call(name, **changes)
-    return tuple(result) if name == "gae" else (result,)
+    return as_tuple(name, result)
 
 
 def shaped_out(name: str, array: Any) -> Any:
     """`out` in the result's structure: the array for each output."""
-    if name != "gae":
+    if name not in TWO_OUTPUTS:
         return array
     return (array, array.clone() if isinstance(array, torch.Tensor) else array.copy())
 
@@ -60,9 +53,9 @@ def refuses(name: str, *words: str, error: Any = ValueError, **changes: Any) -> 
 
 @pytest.mark.parametrize("name", REFERENCES)
 class TestShapes:
-    @pytest.mark.parametrize("argument", ["values", "terminated", "truncated", "mask"])
+    @pytest.mark.parametrize("argument", ["values", "q_values", "log_ratios", "terminated", "truncated", "mask"])
     def test_a_different_shape_is_refused(self, name: str, argument: str) -> None:
-        if name == "discounted_returns" and argument == "values":
+        if argument not in (*NUMBERS[name], "terminated", "truncated", "mask"):
             return
         for shape in [(6, 5), (5, 4), (6,), (4, 6), (6, 4, 1), (1, 4)]:
             words = [str(shape)] if len(shape) > 2 else [str(shape), str(SHAPE)]
@@ -75,17 +68,20 @@ class TestShapes:
     def test_rewards_have_one_or_two_dimensions(self, name: str) -> None:
         for shape in [(), (2, 3, 4)]:
             array = np.ones(shape, np.float32)
-            changes = {k: array for k in arguments(name) if k in ("rewards", "values", "next_values")}
+            changes = {k: array for k in NUMBERS[name]}
             refuses(name, "(T, N)", str(shape), error=(ValueError, TypeError), **changes)
 
     def test_batch_first_shapes(self, name: str) -> None:
         """(N, T) with `(N,)` next values; `(T,)` of them are refused."""
+        if name in FULL_ONLY:
+            refuses(name, "next_values", "(6,)", batch_first=True, next_values=np.ones(6, np.float32))
+            return
         result = outputs(name, batch_first=True, next_values=np.ones(6, np.float32))
         assert all(r.shape == SHAPE for r in result)
         refuses(name, "next_values", "(4,)", batch_first=True, next_values=np.ones(4, np.float32))
 
     def test_one_sequence_may_be_one_dimensional(self, name: str) -> None:
-        one = {k: np.ones(6, np.float32) for k in arguments(name) if k in ("rewards", "values", "next_values")}
+        one = {k: np.ones(6, np.float32) for k in NUMBERS[name]}
         results = outputs(name, **one)
         for result, batched in zip(results, outputs(name), strict=True):
             np.testing.assert_allclose(result, batched[:, 0], rtol=1e-6)
@@ -95,12 +91,13 @@ class TestShapes:
     @pytest.mark.parametrize("batch_first", [False, True])
     def test_empty_windows_give_empty_results(self, name: str, shape: tuple[int, ...], batch_first: bool) -> None:
         """Rule 11: T = 0 or N = 0."""
-        empty = {k: np.ones(shape, np.float32) for k in arguments(name) if k in ("rewards", "values", "next_values")}
+        empty = {k: np.ones(shape, np.float32) for k in NUMBERS[name]}
         flags = {k: np.ones(shape, bool) for k in ("terminated", "truncated", "mask")}
         for result in outputs(name, **empty, **flags, batch_first=batch_first):
             assert result.shape == shape
             assert result.dtype == np.float32
-        for result in outputs(name, **{**empty, "next_values": 0.0}, batch_first=batch_first):
+        scalar = {} if name in FULL_ONLY else {"next_values": 0.0}
+        for result in outputs(name, **{**empty, **scalar}, batch_first=batch_first):
             assert result.shape == shape
         on_torch = {k: torch.from_numpy(v) for k, v in {**empty, **flags}.items()}
         assert all(r.shape == shape for r in outputs(name, **on_torch, batch_first=batch_first))
@@ -111,7 +108,7 @@ class TestRanges:
     @pytest.mark.parametrize("number", [-0.1, 1.1, float("nan"), float("inf")])
     def test_discounts_lie_between_0_and_1(self, name: str, number: float) -> None:
         for option in OPTIONS[name]:
-            if option != "n":
+            if option != "n" and not (option.endswith("clip") and number > 1):
                 refuses(name, option, str(number), **{option: number})
 
     @pytest.mark.parametrize("number", ["0.9", None, 1j, np.ones(3)])
@@ -126,7 +123,7 @@ class TestRanges:
             np.testing.assert_array_equal(one, two)
 
     def test_options_have_no_default(self, name: str) -> None:
-        for option in OPTIONS[name]:
+        for option in set(OPTIONS[name]) - (VTRACE_DEFAULTS if name == "vtrace" else set()):
             given = arguments(name)
             given.pop(option)
             with pytest.raises(TypeError, match=option):
@@ -180,15 +177,18 @@ class TestKinds:
         """Rule 10."""
         assert all(type(r) is np.ndarray for r in outputs(name))
         result = getattr(fastac, name)(**tensors(name))
-        assert all(type(r) is torch.Tensor for r in (tuple(result) if name == "gae" else (result,)))
+        assert all(type(r) is torch.Tensor for r in (as_tuple(name, result)))
 
     def test_short_next_values_may_be_a_zero_dimensional_array(self, name: str) -> None:
+        if name in FULL_ONLY:
+            refuses(name, "next_values", str(SHAPE), next_values=0.5)
+            return
         expected = outputs(name, next_values=0.5)
         for number in (np.float32(0.5), np.array(0.5, np.float32), np.array(0.5)):
             for one, two in zip(outputs(name, next_values=number), expected, strict=True):
                 np.testing.assert_array_equal(one, two)
         result = getattr(fastac, name)(**tensors(name, next_values=torch.tensor(0.5)))
-        for one, two in zip(tuple(result) if name == "gae" else (result,), expected, strict=True):
+        for one, two in zip(as_tuple(name, result), expected, strict=True):
             np.testing.assert_array_equal(one.numpy(), two)
 
 
@@ -198,16 +198,14 @@ class TestOut:
         """Rule 11."""
         out = shaped_out(name, np.full(SHAPE, 9, np.float32))
         results = outputs(name, out=out)
-        for result, given, expected in zip(results, out if name == "gae" else (out,), outputs(name), strict=True):
+        for result, given, expected in zip(results, out if name in TWO_OUTPUTS else (out,), outputs(name), strict=True):
             assert result is given
             np.testing.assert_array_equal(result, expected)
 
     def test_results_are_written_into_tensors(self, name: str) -> None:
         out = shaped_out(name, torch.full(SHAPE, 9.0))
         result = getattr(fastac, name)(**tensors(name, out=out))
-        for one, given in zip(
-            tuple(result) if name == "gae" else (result,), out if name == "gae" else (out,), strict=True
-        ):
+        for one, given in zip(as_tuple(name, result), out if name in TWO_OUTPUTS else (out,), strict=True):
             assert one is given
 
     @pytest.mark.parametrize(
@@ -222,24 +220,24 @@ class TestOut:
         ],
     )
     def test_out_of_another_kind_is_refused(self, name: str, wrong: np.ndarray, words: list[str]) -> None:
-        out = (wrong, np.empty(SHAPE, np.float32)) if name == "gae" else wrong
+        out = (wrong, np.empty(SHAPE, np.float32)) if name in TWO_OUTPUTS else wrong
         refuses(name, "out", *words, error=(TypeError, ValueError), out=out)
-        if name == "gae":
+        if name in TWO_OUTPUTS:
             refuses(name, "out", *words, error=(TypeError, ValueError), out=out[::-1])
         if wrong.dtype != np.int32:
             tensor = torch.from_numpy(wrong)
-            on_torch = (tensor, torch.empty(SHAPE)) if name == "gae" else tensor
+            on_torch = (tensor, torch.empty(SHAPE)) if name in TWO_OUTPUTS else tensor
             with pytest.raises((TypeError, ValueError), match="out"):
                 getattr(fastac, name)(**tensors(name, out=on_torch))
 
     def test_out_that_cannot_be_written_is_refused(self, name: str) -> None:
         locked = np.empty(SHAPE, np.float32)
         locked.flags.writeable = False
-        refuses(name, "out", out=(locked, np.empty(SHAPE, np.float32)) if name == "gae" else locked)
+        refuses(name, "out", out=(locked, np.empty(SHAPE, np.float32)) if name in TWO_OUTPUTS else locked)
 
     def test_out_of_the_wrong_structure_is_refused(self, name: str) -> None:
         array = np.empty(SHAPE, np.float32)
-        wrongs = [array, (array,), (array, array.copy(), array.copy())] if name == "gae" else [(array, array), 3]
+        wrongs = [array, (array,), (array, array.copy(), array.copy())] if name in TWO_OUTPUTS else [(array, array), 3]
         for wrong in wrongs:
             refuses(name, "out", error=(TypeError, ValueError), out=wrong)
 
@@ -254,32 +252,37 @@ class TestOut:
         memory = np.ones(100, np.float32)
         inside, shifted = memory[:24].reshape(SHAPE), memory[20:44].reshape(SHAPE)
         apart = memory[60:84].reshape(SHAPE)
-        given = [k for k in ("rewards", "values", "next_values") if k in arguments(name)]
+        given = NUMBERS[name]
         for argument in given:
             for target in (inside, shifted):
                 changes = {argument: inside}
                 spare = np.empty(SHAPE, np.float32)
-                choices = [(target, spare), (spare, target)] if name == "gae" else [target]
+                choices = [(target, spare), (spare, target)] if name in TWO_OUTPUTS else [target]
                 for out in choices:
                     if kind == "array":
                         refuses(name, "out", "overlap", out=out, **changes)
                         continue
-                    on_torch = tuple(map(torch.from_numpy, out)) if name == "gae" else torch.from_numpy(out)
+                    on_torch = tuple(map(torch.from_numpy, out)) if name in TWO_OUTPUTS else torch.from_numpy(out)
                     with pytest.raises(ValueError, match=r"out.*overlap"):
                         getattr(fastac, name)(**tensors(name, out=on_torch, **{argument: torch.from_numpy(inside)}))
         touching = memory[24:48].reshape(SHAPE)
-        outputs(name, rewards=inside, out=(touching, apart) if name == "gae" else touching)
+        outputs(name, rewards=inside, out=(touching, apart) if name in TWO_OUTPUTS else touching)
 
     def test_out_overlapping_flags_is_refused(self, name: str) -> None:
         memory = np.zeros(96, np.uint8)
         flags, out = memory[:24].reshape(SHAPE), memory.view(np.float32).reshape(SHAPE)
         spare = np.empty(SHAPE, np.float32)
         for flag in ("terminated", "truncated", "mask"):
-            refuses(name, "out", "overlap", out=(spare, out) if name == "gae" else out, **{flag: flags})
+            refuses(name, "out", "overlap", out=(spare, out) if name in TWO_OUTPUTS else out, **{flag: flags})
 
     def test_inputs_are_untouched_after_a_refusal(self, name: str) -> None:
         rewards = np.arange(24, dtype=np.float32).reshape(SHAPE)
-        refuses(name, "out", rewards=rewards, out=shaped_out(name, rewards) if name != "gae" else (rewards, rewards))
+        refuses(
+            name,
+            "out",
+            rewards=rewards,
+            out=shaped_out(name, rewards) if name not in TWO_OUTPUTS else (rewards, rewards),
+        )
         np.testing.assert_array_equal(rewards.ravel(), np.arange(24))
 
 

@@ -20,7 +20,7 @@ MODULES = sorted(
     for path in (root / package).rglob("*.py")
 )
 BLOCKS = re.findall(r"^```(\w+)[^\n]*\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-ESTIMATORS = ("gae", "discounted_returns", "n_step_returns", "lambda_returns")
+ESTIMATORS = ("gae", "discounted_returns", "n_step_returns", "lambda_returns", "vtrace", "retrace")
 
 
 def run_examples(test: doctest.DocTest) -> None:

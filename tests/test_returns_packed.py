@@ -6,25 +6,16 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from cases import FLAGS, REFERENCES, Case, assert_within, cases
+from cases import FLAGS, FULL_ONLY, NUMBERS, OPTIONS, REFERENCES, Case, as_tuple, assert_within, cases
 from hypothesis import given
 
 import fastac
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "gae": {"gamma": 0.9, "gae_lambda": 0.8},
-    "discounted_returns": {"gamma": 0.9},
-    "n_step_returns": {"n": 3, "gamma": 0.9},
-    "lambda_returns": {"gamma": 0.9, "td_lambda": 0.8},
-}
-
 
 def call(name: str, total: int, cu_seqlens: Any, **changes: Any) -> tuple[np.ndarray, ...]:
-    arguments: dict[str, Any] = {k: np.ones(total, np.float32) for k in ("rewards", "values", "next_values")}
-    if name == "discounted_returns":
-        arguments.pop("values")
+    arguments: dict[str, Any] = {k: np.ones(total, np.float32) for k in NUMBERS[name]}
     result = getattr(fastac, name)(**{**arguments, **OPTIONS[name], **changes}, cu_seqlens=cu_seqlens)
-    return tuple(result) if name == "gae" else (result,)
+    return as_tuple(name, result)
 
 
 @pytest.mark.parametrize("name", REFERENCES)
@@ -81,15 +72,13 @@ class TestPacked:
         cu_seqlens = np.array([0, 2, 6])
         with pytest.raises(ValueError, match="batch_first"):
             call(name, 6, cu_seqlens, batch_first=True)
-        two = {k: np.ones((6, 1), np.float32) for k in ("rewards", "next_values")}
-        if name != "discounted_returns":
-            two["values"] = two["rewards"]
+        two = {k: np.ones((6, 1), np.float32) for k in NUMBERS[name]}
         with pytest.raises(ValueError, match=r"(rewards|values).*\(6, 1\)"):
             call(name, 6, cu_seqlens, **two)
 
     def test_shapes_of_next_values(self, name: str) -> None:
         cu_seqlens = np.array([0, 2, 2, 6])
-        for shape in [(6,), (3,), ()]:
+        for shape in [(6,), *([] if name in FULL_ONLY else [(3,), ()])]:
             call(name, 6, cu_seqlens, next_values=np.zeros(shape, np.float32))
         for shape in [(1,), (2,), (4,), (5,), (6, 1)]:
             with pytest.raises(ValueError, match="next_values"):

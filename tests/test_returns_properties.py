@@ -1,4 +1,4 @@
-"""The four estimators against the float64 references, over random flags, masks, dtypes, shapes and layouts."""
+"""The estimators against the float64 references, over random flags, masks, dtypes, shapes and layouts."""
 
 from typing import Any
 
@@ -7,7 +7,19 @@ import naive
 import numpy as np
 import pytest
 import torch
-from cases import FLAGS, LAYOUTS, REFERENCES, Case, assert_same_bytes, assert_within, cases, lay_out
+from cases import (
+    FLAGS,
+    FULL_ONLY,
+    LAYOUTS,
+    OPTIONS,
+    REFERENCES,
+    Case,
+    assert_same_bytes,
+    assert_within,
+    cases,
+    example,
+    lay_out,
+)
 from hypothesis import given
 
 import fastac
@@ -191,17 +203,16 @@ class TestTensors:
 def random_case(name: str, shape: tuple[int, ...], *, full: bool, masked: bool, seed: int) -> Case:
     """Every flag that the form allows, with the options in the middle of their ranges."""
     generator = np.random.default_rng(seed)
-    arguments = {"rewards": generator.normal(size=shape).astype(np.float32)}
-    if name != "discounted_returns":
-        arguments["values"] = generator.normal(size=shape).astype(np.float32)
-    arguments["next_values"] = generator.normal(size=shape if full else shape[1:]).astype(np.float32)
+    full = full or name in FULL_ONLY
+    arguments = example(name, shape, seed)
+    if not full:
+        arguments["next_values"] = generator.normal(size=shape[1:]).astype(np.float32)
     arguments["terminated"] = generator.random(shape) < 0.1
     if full:
         arguments["truncated"] = generator.random(shape) < 0.1
     if masked:
         arguments["mask"] = generator.random(shape) < 0.9
-    options = {"gae": {"gae_lambda": 0.9}, "lambda_returns": {"td_lambda": 0.9}, "n_step_returns": {"n": 5}}
-    return Case(name, arguments, {"gamma": 0.97, **options.get(name, {})})
+    return Case(name, arguments, {**OPTIONS[name], "gamma": 0.97})
 
 
 def spoiled_out(case: Case, *, turned: bool = False) -> Any:

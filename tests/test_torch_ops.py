@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import REFERENCES, Case, assert_within
+from cases import FULL_ONLY, NUMBERS, OPTIONS, REFERENCES, TWO_OUTPUTS, Case, as_tuple, assert_within
 from fresh import run_python
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,18 +17,12 @@ import fastac
 from fastac import _torch_ops
 from fastac._arrays import Arguments
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "gae": {"gamma": 0.9, "gae_lambda": 0.8},
-    "discounted_returns": {"gamma": 0.9},
-    "n_step_returns": {"n": 3, "gamma": 0.9},
-    "lambda_returns": {"gamma": 0.9, "td_lambda": 0.8},
-}
-
 
 def arguments(name: str, shape: tuple[int, ...] = (12, 5), *, form: str = "full", seed: int = 0) -> dict[str, Any]:
-    """Tensors for one call; `form` is full, vector or scalar next values."""
+    """Tensors for one call; `form` is full, vector or scalar next values, where the estimator takes them."""
     generator = torch.Generator().manual_seed(seed)
-    given = {key: torch.randn(shape, generator=generator) for key in ("rewards", "values", "next_values")}
+    form = "full" if name in FULL_ONLY else form
+    given = {key: torch.randn(shape, generator=generator) for key in NUMBERS[name]}
     given["terminated"] = torch.rand(shape, generator=generator) < 0.2
     given["mask"] = torch.rand(shape, generator=generator) < 0.8
     if form == "full":
@@ -37,14 +31,12 @@ def arguments(name: str, shape: tuple[int, ...] = (12, 5), *, form: str = "full"
         given["next_values"] = torch.randn(shape[1:], generator=generator)
     else:
         given["next_values"] = 0.25
-    if name == "discounted_returns":
-        given.pop("values")
     return given
 
 
 def call(name: str, given: dict[str, Any], **keywords: Any) -> tuple[torch.Tensor, ...]:
     result = getattr(fastac, name)(**given, **OPTIONS[name], **keywords)
-    return tuple(result) if name == "gae" else (result,)
+    return as_tuple(name, result)
 
 
 def assert_equal(results: tuple[torch.Tensor, ...], others: tuple[torch.Tensor, ...]) -> None:
@@ -110,10 +102,16 @@ def operands(name: str, form: str, *, packed: bool = False) -> tuple[Any, ...]:
     if packed:
         given = {k: v.reshape(-1) if isinstance(v, torch.Tensor) and v.ndim == 2 else v for k, v in given.items()}
         cu_seqlens = torch.tensor([0, 11, 11, 13, 40, 60], dtype=torch.int32)
-    if form == "scalar":
+    if form == "scalar" and name not in FULL_ONLY:
         given["next_values"] = torch.tensor(0.25)
-    order = Arguments._fields[:6]
-    return (*(given.get(key) for key in order), cu_seqlens, False, *OPTIONS[name].values())
+    return (*row(given, cu_seqlens)[: _torch_ops.arguments_of(name)], *OPTIONS[name].values())
+
+
+def row(given: dict[str, Any], cu_seqlens: Any = None, batch_first: bool = False) -> Arguments:
+    """Every argument in its place."""
+    values = given.get("values", given.get("q_values"))
+    places = {key: given.get(key) for key in Arguments._fields}
+    return Arguments(**{**places, "values": values, "cu_seqlens": cu_seqlens, "batch_first": batch_first})
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -129,7 +127,8 @@ class TestOperators:
         given = operands(name, form, packed=packed)
         expected = getattr(torch.ops.fastac, name)(*given)
         expected = expected if isinstance(expected, tuple) else (expected,)
-        results = _torch_ops._in_torch(name, Arguments(*given[:8]), given[8:])
+        count = _torch_ops.arguments_of(name)
+        results = _torch_ops._in_torch(name, Arguments(*given[:count]), given[count:])
         for result, other in zip(results, expected, strict=True):
             torch.testing.assert_close(result, other, rtol=2e-6, atol=2e-6)
 
@@ -147,8 +146,8 @@ def test_the_fallback_against_the_reference(name: str, dtype: torch.dtype, shape
             given[key] = torch.where(torch.from_numpy(places), torch.nan, given[key])
         for batch_first in (False, True):
             turned = {k: v.t() if batch_first and v.ndim == 2 else v for k, v in given.items()}
-            row = Arguments(*(turned.get(key) for key in Arguments._fields[:6]), None, batch_first)
-            results = _torch_ops._in_torch(name, row, tuple(OPTIONS[name].values()))
+            operands = row(turned, None, batch_first)
+            results = _torch_ops._in_torch(name, operands, tuple(OPTIONS[name].values()))
             for result, expected in zip(results, case.expected(), strict=True):
                 assert result.dtype == dtype
                 tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3}.get(dtype, 3e-2)
@@ -162,7 +161,7 @@ class TestGradients:
 
     def requiring(self, name: str, form: str = "full") -> dict[str, Any]:
         given = arguments(name, form=form)
-        for key in ("rewards", "values", "next_values"):
+        for key in NUMBERS[name]:
             if isinstance(given.get(key), torch.Tensor):
                 given[key].requires_grad_(True)
         return given
@@ -183,9 +182,7 @@ class TestGradients:
 
         with Passing():
             assert all(not r.requires_grad for r in call(name, self.requiring(name)))
-        parameters = {
-            k: torch.nn.Parameter(v) if k in ("values", "next_values") else v for k, v in arguments(name).items()
-        }
+        parameters = {k: torch.nn.Parameter(v) if k in NUMBERS[name][-2:] else v for k, v in arguments(name).items()}
         assert all(not r.requires_grad for r in call(name, parameters))
 
     def test_compiled_results_are_detached(self, name: str) -> None:
@@ -273,7 +270,7 @@ class TestTransforms:
         out = torch.zeros(12, 5)
         weight = torch.ones(12, 5, requires_grad=True)
         loss = (weight * out).sum()
-        call(name, arguments(name), out=(out, torch.empty(12, 5)) if name == "gae" else out)
+        call(name, arguments(name), out=(out, torch.empty(12, 5)) if name in TWO_OUTPUTS else out)
         assert out.abs().sum() > 0
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
