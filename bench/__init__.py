@@ -3,6 +3,7 @@
     pip install -e ".[bench]"                 peers included; a missing one is reported as missing
     python -m bench gae                       GAE: fastac, peers and the limit in turn -> results/gae.json
     python -m bench returns                   discounted, n-step and lambda returns   -> results/returns.json
+    python -m bench ratio                     PPO's loss and gradient, against torch and JAX -> results/ratio.json
     python -m bench overhead                  one small call, import, first calls     -> results/overhead.json
     python -m bench training                  PPO steps per CPU-second against SB3    -> results/training.json
     python -m bench learning --library fastac --setting cleanrl --seeds 0-9           -> results/learning/

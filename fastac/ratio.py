@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 from fastac import _arrays
 from fastac._arrays import FLOAT32, FLOAT64, LIKE, fail, is_tensor
 from fastac_kernels import ratio as kernels
+from fastac_kernels._jit import ready
 
 Array = TypeVar("Array")
 _importance_ratio_at: Callable[..., None] = kernels.importance_ratio_at
 _ppo_clip_loss_at: Callable[..., None] = kernels.ppo_clip_loss_at
+_ndarray, _empty = np.ndarray, np.empty
 _new: Any = tuple.__new__  # a quarter of the time that a named tuple's own constructor takes
 
 
@@ -248,8 +250,7 @@ def ppo_clip_loss(
     Tensors: `loss` is differentiable in `log_probs`, once (any number of times inside torch.func's transforms). The
     direct form leaves autograd's own node out:
 
-        with torch.no_grad():
-            result = ppo_clip_loss(log_probs, old_log_probs, advantages, clip_coef=0.2)
+        result = ppo_clip_loss(log_probs.detach(), old_log_probs, advantages, clip_coef=0.2)
         log_probs.backward(result.gradient)
 
     or, beside other losses, `torch.autograd.backward([log_probs, value_loss], [result.gradient, None])`. Nothing is
@@ -293,6 +294,10 @@ def ppo_clip_loss(
         found = _torch_ratio.plain_ppo_clip_loss(new, old_log_probs, advantages, mask, clip_coef, dual_clip)
         if found is not None:
             return cast("PPOClipLoss[Array]", _new(PPOClipLoss, found))
+    elif mask is None and dual_clip is None:
+        found = _plain(new, old_log_probs, advantages, clip_coef)
+        if found is not None:
+            return cast("PPOClipLoss[Array]", found)
     eps = _above("clip_coef", clip_coef, 0.0)
     dual = math.inf if dual_clip is None else _above("dual_clip", dual_clip, 1.0)
     named = (("old_log_probs", old_log_probs), ("advantages", advantages), ("mask", mask))
@@ -308,6 +313,31 @@ def ppo_clip_loss(
     addresses = [0 if x is None else _arrays._address(x) for x in arrays]
     _ppo_clip_loss_at(*addresses, new.size, eps, dual, LIKE[work])
     return cast("PPOClipLoss[Array]", PPOClipLoss(loss[()], gradient, statistics))
+
+
+def _plain(log_probs: Any, old_log_probs: Any, advantages: Any, clip_coef: Any) -> PPOClipLoss[Any] | None:
+    """The common case, checked in a microsecond: flat contiguous arrays of one float dtype.
+
+    None where it is another case, or where something is wrong that `ppo_clip_loss` will name.
+    """
+    if not (
+        type(log_probs) is type(old_log_probs) is type(advantages) is _ndarray
+        and type(clip_coef) is float and 0.0 < clip_coef < math.inf
+    ):  # fmt: skip
+        return None
+    dtype = log_probs.dtype
+    if not (
+        dtype is old_log_probs.dtype is advantages.dtype and dtype in LIKE and log_probs.ndim == 1
+        and log_probs.flags.carray and old_log_probs.flags.carray and advantages.flags.carray
+        and ready(kernels.ppo_clip_loss, dtype)
+    ):  # fmt: skip
+        return None
+    gradient, numbers = _empty(log_probs.shape, dtype), _empty(6, dtype)
+    try:
+        done = kernels.ppo_clip_loss(log_probs, old_log_probs, advantages, clip_coef, math.inf, gradient, numbers)
+    except TypeError:
+        return None
+    return _new(PPOClipLoss, (numbers[0], gradient, numbers[1:])) if done else None
 
 
 def _above(name: str, value: Any, bound: float) -> float:

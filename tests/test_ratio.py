@@ -643,6 +643,8 @@ def test_wrong_arguments_are_named(kind: Any) -> None:
         ("old_log_probs", lambda: loss(x, y, x)),
         ("advantages", lambda: loss(x, x, y)),
         ("mask", lambda: loss(x, x, x, y)),
+        ("old_log_probs", lambda: loss(x[0], y[0], x[0])),
+        ("advantages", lambda: loss(x[0], x[0], y[0])),
         ("clip_coef", lambda: loss(x, x, x, clip_coef=0.0)),
         ("clip_coef", lambda: loss(x, x, x, clip_coef=math.nan)),
         ("dual_clip", lambda: loss(x, x, x, dual_clip=1.0)),

@@ -15,13 +15,13 @@ Blocks are summed in their own type, in vector registers, and the blocks' sums i
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import float64, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from fastac_kernels._jit import inline, kernel
+from fastac_kernels._jit import entry, inline, kernel
 from fastac_kernels.exp import exp
-from fastac_kernels.memory import array_at
+from fastac_kernels.memory import address_of, array_at
 from fastac_kernels.recurrence import bounds
 
 Array = NDArray[Any]
@@ -165,6 +165,26 @@ def ppo_clip_loss_at(
     out[2] = real(k3s / n)
     out[3] = real(outside / n)
     out[4] = real(((count - k1s) + k3s) / n)
+
+
+@entry(lambda real: (*[real[::1]] * 3, float64, float64, *[real[::1]] * 2))
+def ppo_clip_loss(
+    log_probs: Array, old_log_probs: Array, advantages: Array, clip_coef: float, dual_clip: float,
+    gradient: Array, numbers: Array,
+) -> bool:  # fmt: skip
+    """The same for flat arrays of one float type, without a mask; `numbers` are loss and statistics.
+
+    False: sizes differ.
+    """
+    total = log_probs.size
+    if old_log_probs.size != total or advantages.size != total or gradient.size != total or numbers.size != 6:
+        return False
+    out = address_of(numbers)
+    ppo_clip_loss_at(
+        address_of(log_probs), address_of(old_log_probs), address_of(advantages), 0, out, address_of(gradient),
+        out + numbers.itemsize, total, clip_coef, dual_clip, log_probs.dtype.type(0),
+    )  # fmt: skip
+    return True
 
 
 @inline
