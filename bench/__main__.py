@@ -17,6 +17,7 @@ def main() -> None:
     for name, text in (
         ("gae", "GAE against peers and the limit"),
         ("returns", "discounted, n-step and lambda returns against peers and the limit"),
+        ("ratio", "PPO's loss and its gradient against torch, JAX and the limit"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("--seconds", type=float, default=3.0, help="least time spent on a case")
@@ -41,6 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
 
         names = ("gae",) if arguments.command == "gae" else estimators.RETURNS
         estimators.main(arguments.command, names, arguments.seconds)
+    elif arguments.command == "ratio":
+        from bench import ratio
+
+        ratio.main(arguments.seconds)
     elif arguments.command == "overhead":
         from bench import overhead
 
