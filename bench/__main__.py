@@ -18,6 +18,7 @@ def main() -> None:
         ("gae", "GAE against peers and the limit"),
         ("returns", "discounted, n-step and lambda returns against peers and the limit"),
         ("ratio", "PPO's loss and its gradient against torch, JAX and the limit"),
+        ("traces", "V-trace and Retrace against peers and the limit"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("--seconds", type=float, default=3.0, help="least time spent on a case")
@@ -37,11 +38,10 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.command in ("gae", "returns"):
+    if arguments.command in ("gae", "returns", "traces"):
         from bench import estimators
 
-        names = ("gae",) if arguments.command == "gae" else estimators.RETURNS
-        estimators.main(arguments.command, names, arguments.seconds)
+        estimators.main(arguments.command, estimators.COMMANDS[arguments.command], arguments.seconds)
     elif arguments.command == "ratio":
         from bench import ratio
 

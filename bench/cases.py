@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 SHAPES = ((2048, 1), (128, 8), (128, 128), (2048, 64), (32, 4096), (1024, 1024))
 SMALLEST = (128, 8)
-ESTIMATORS = ("gae", "discounted_returns", "n_step_returns", "lambda_returns")
+ESTIMATORS = ("gae", "discounted_returns", "n_step_returns", "lambda_returns", "vtrace", "retrace")
 FORMS = ("short", "full")
 GAMMA, LAMBDA, N_STEPS = 0.99, 0.95, 5
 
@@ -21,6 +21,7 @@ class Case:
 
     `short`: one next value for each column, rows terminate with probability 0.02. `full`: a next value for each row,
     and rows are truncated, too, with probability 0.01. Next values are the shifted values except where an episode ends.
+    Retrace always reads a next value for each row. V-trace runs with lambda = 1, which is all that TorchRL has.
     """
 
     estimator: str
@@ -32,6 +33,7 @@ class Case:
     next_values: NDArray[np.float32]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
+    log_ratios: NDArray[np.float32]
 
     @property
     def last_values(self) -> NDArray[np.float32]:
@@ -44,16 +46,28 @@ class Case:
 
     @property
     def outputs(self) -> int:
-        return 2 if self.estimator == "gae" else 1
+        return 2 if self.estimator in ("gae", "vtrace") else 1
 
     @property
     def reads_values(self) -> bool:
         """Returns in the full form are made of rewards and next values alone."""
-        return self.estimator == "gae" or (self.form == "short" and self.estimator != "discounted_returns")
+        if self.estimator in ("gae", "vtrace", "retrace"):
+            return True
+        return self.form == "short" and self.estimator != "discounted_returns"
+
+    @property
+    def reads_ratios(self) -> bool:
+        return self.estimator in ("vtrace", "retrace")
+
+    @property
+    def reads_next_rows(self) -> bool:
+        """Whether there is a next value for each row."""
+        return self.form == "full" or self.estimator == "retrace"
 
     @property
     def bytes_per_element(self) -> int:
-        return 4 * (1 + self.reads_values + self.outputs) + 1 + (5 if self.form == "full" else 0)
+        floats = 1 + self.reads_ratios + self.reads_values + self.reads_next_rows + self.outputs
+        return 4 * floats + (2 if self.form == "full" else 1)
 
 
 def make_case(estimator: str, form: Form, shape: tuple[int, int], *, ends: bool = True) -> Case:
@@ -66,7 +80,8 @@ def make_case(estimator: str, form: Form, shape: tuple[int, int], *, ends: bool 
     truncated = (generator.random((T, N)) < 0.01) & ~terminated & (form == "full") & ends
     next_values = observed[1:].copy()
     next_values[truncated] = generator.standard_normal(int(truncated.sum()), dtype=np.float32)
-    return Case(estimator, form, T, N, rewards, observed[:-1].copy(), next_values, terminated, truncated)
+    log_ratios = np.float32(0.3) * generator.standard_normal((T, N), dtype=np.float32)
+    return Case(estimator, form, T, N, rewards, observed[:-1].copy(), next_values, terminated, truncated, log_ratios)
 
 
 def expected(case: Case) -> tuple[NDArray[np.float64], ...]:
@@ -83,6 +98,8 @@ def expected(case: Case) -> tuple[NDArray[np.float64], ...]:
                 out[t] += np.where(alive, discount * r[k], 0) + np.where(last, discount * GAMMA * w[k], 0)
                 alive, discount = alive & going[k], discount * GAMMA
         return (out,)
+    if case.reads_ratios:
+        return expected_traces(case, r, v, w)
     carry = np.zeros(case.N)
     for t in reversed(range(case.T)):
         inside = going[t] & (t < case.T - 1)
@@ -94,6 +111,24 @@ def expected(case: Case) -> tuple[NDArray[np.float64], ...]:
             carry = r[t] + GAMMA * np.where(inside, (1 - LAMBDA) * w[t] + LAMBDA * carry, w[t])
         out[t] = carry
     return (out, out + v) if case.estimator == "gae" else (out,)
+
+
+def expected_traces(
+    case: Case, r: NDArray[np.float64], v: NDArray[np.float64], w: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], ...]:
+    """The same for V-trace (targets, advantages) and Retrace; `w` is 0 where there is no future."""
+    weight = np.minimum(1.0, np.exp(case.log_ratios.astype(np.float64)))
+    targets, advantages = np.zeros((case.T, case.N)), np.zeros((case.T, case.N))
+    for t in reversed(range(case.T)):
+        u = min(t + 1, case.T - 1)
+        inside = ~case.ended[t] & (t < case.T - 1)
+        correction = np.where(inside, targets[u] - v[u], 0)
+        if case.estimator == "retrace":
+            targets[t] = r[t] + GAMMA * (w[t] + LAMBDA * weight[u] * correction)
+            continue
+        targets[t] = v[t] + weight[t] * (r[t] + GAMMA * w[t] - v[t] + GAMMA * correction)
+        advantages[t] = weight[t] * (r[t] + GAMMA * np.where(inside, targets[u], w[t]) - v[t])
+    return (targets,) if case.estimator == "retrace" else (targets, advantages)
 
 
 def disagreement(results: tuple[Any, ...], case: Case) -> float:

@@ -117,14 +117,16 @@ def fastac_numpy(case: Case) -> Contender:
         options["gae_lambda" if case.estimator == "gae" else "td_lambda"] = LAMBDA
     if case.estimator == "n_step_returns":
         options["n"] = N_STEPS
-    arrays: list[Any] = [case.rewards]
+    if case.estimator == "retrace":
+        options["trace_lambda"] = LAMBDA
+    arrays: list[Any] = [*([case.log_ratios] if case.reads_ratios else []), case.rewards]
     if case.estimator != "discounted_returns":
         arrays.append(case.values if case.reads_values else None)
-    arrays += [case.last_values, case.terminated] if case.form == "short" else []
-    arrays += [case.next_values, case.terminated, case.truncated] if case.form == "full" else []
+    arrays += [case.next_values if case.reads_next_rows else case.last_values, case.terminated]
+    arrays += [case.truncated] if case.form == "full" else []
     empty = np.empty_like(case.rewards)
-    options["out"] = fastac.GAE(empty, np.empty_like(empty)) if case.estimator == "gae" else empty
-    return Contender(lambda: function(*arrays, **options), tuple if case.estimator == "gae" else one)
+    options["out"] = (empty, np.empty_like(empty)) if case.outputs == 2 else empty
+    return Contender(lambda: function(*arrays, **options), tuple if case.outputs == 2 else one)
 
 
 @contender("rlax", "rlax")
@@ -135,7 +137,9 @@ def rlax_jit(case: Case) -> Contender:
 
     only_short(case)
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    rewards, values, next_values = map(jax.numpy.asarray, (case.rewards, case.values, case.next_values))
+    log_ratios, rewards, values, next_values = map(
+        jax.numpy.asarray, (case.log_ratios, case.rewards, case.values, case.next_values)
+    )
     discounts = jax.numpy.asarray(np.where(case.terminated, 0, GAMMA).astype(np.float32))
     observed = jax.numpy.concatenate([values, next_values[-1:]])
     # Without truncation the next values are the values shifted by a row, which is what rlax wants as v_t.
@@ -150,11 +154,25 @@ def rlax_jit(case: Case) -> Contender:
             (rewards, discounts, next_values),
         ),
         "lambda_returns": (lambda r, d, v: rlax.lambda_returns(r, d, v, LAMBDA), (rewards, discounts, next_values)),
+        # It returns targets minus values, V-trace with estimates of Q besides, which the compiler drops here.
+        "vtrace": (
+            lambda x, r, d, v, w: rlax.vtrace_td_error_and_advantage(v, w, r, d, jax.numpy.exp(x))[:2],
+            (log_ratios, rewards, discounts, values, next_values),
+        ),
+        "retrace": (
+            lambda x, r, d, q, v: rlax.retrace_continuous(q, q[1:], v, r, d, x[1:], LAMBDA),
+            (log_ratios, rewards, discounts, values, next_values),
+        ),
     }
     function, arrays = functions[case.estimator]
     axes = tuple(0 if array.ndim == 1 else 1 for array in arrays)
     compiled = jax.jit(jax.vmap(function, in_axes=axes, out_axes=1))
-    return Contender(lambda: compiled(*arrays).block_until_ready(), one)
+
+    def read(out: Any) -> tuple[Any, ...]:
+        first, *others = out if isinstance(out, tuple) else (out,)
+        return (np.asarray(first) + case.values if case.reads_ratios else first, *others)
+
+    return Contender(lambda: jax.block_until_ready(compiled(*arrays)), read)
 
 
 @contender("tianshou", "tianshou")
@@ -221,15 +239,15 @@ def rlox_single(case: Case) -> Contender:
 
 @contender("torchrl", "torchrl")
 def torchrl_vectorised(case: Case) -> Contender:
-    """The `vec_` functionals on contiguous `(N, T, 1)` tensors."""
+    """The `vec_` functionals, and V-trace's only one, on contiguous `(N, T, 1)` tensors."""
     import torch
     from torchrl.objectives.value import functional
 
-    offers(case, "gae", "discounted_returns", "lambda_returns")
+    offers(case, "gae", "discounted_returns", "lambda_returns", "vtrace")
     torch.set_num_threads(1)
-    rewards, values, next_values, terminated, done = (
+    rewards, values, next_values, terminated, done, log_pi = (
         torch.from_numpy(np.ascontiguousarray(array.T)[..., None])
-        for array in (case.rewards, case.values, case.next_values, case.terminated, case.ended)
+        for array in (case.rewards, case.values, case.next_values, case.terminated, case.ended, case.log_ratios)
     )
 
     def back(out: Any) -> np.ndarray:
@@ -242,6 +260,14 @@ def torchrl_vectorised(case: Case) -> Contender:
                 GAMMA, LAMBDA, values, next_values, rewards, done, terminated
             ),
             lambda out: tuple(map(back, out)),
+        )
+    if case.estimator == "vtrace":
+        log_mu = torch.zeros_like(log_pi)
+        return Contender(
+            lambda: functional.vtrace_advantage_estimate(
+                GAMMA, log_pi, log_mu, values, next_values, rewards, done, terminated
+            ),
+            lambda out: (back(out[1]), back(out[0])),
         )
     if case.estimator == "discounted_returns":
         return Contender(
@@ -289,7 +315,8 @@ def scipy_lfilter(case: Case) -> Contender:
 def moved(case: Case) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
     """Arrays copied, their targets, floats that are only read, and flags: together the estimator's bytes."""
     floats = [case.rewards, *([case.values] if case.reads_values else [])]
-    floats += [case.next_values] if case.form == "full" else []
+    floats += [case.log_ratios] if case.reads_ratios else []
+    floats += [case.next_values] if case.reads_next_rows else []
     flags = [case.terminated, *([case.truncated] if case.form == "full" else [])]
     targets = [np.zeros_like(case.rewards) for _ in range(case.outputs)]
     return floats[: case.outputs], targets, floats[case.outputs :], flags

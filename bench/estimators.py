@@ -5,10 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 from bench import contenders, record, timing
-from bench.cases import ESTIMATORS, FORMS, SHAPES, Case, make_case
+from bench.cases import FORMS, SHAPES, Case, make_case
 
 PLACEMENTS = 3  # arrays are laid out anew so often: where they lie in memory moves a short call by a third
-RETURNS = tuple(name for name in ESTIMATORS if name != "gae")
+COMMANDS = {
+    "gae": ("gae",),
+    "returns": ("discounted_returns", "n_step_returns", "lambda_returns"),
+    "traces": ("vtrace", "retrace"),
+}
 
 
 def measure(

@@ -46,14 +46,18 @@ def stream(sources, targets, read_only):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def stream_together(sources, targets, extras, read_only):  # type: ignore[no-untyped-def]
-    """The same, the first source together with the one or two float arrays that have no target."""
-    source, target, first, second = sources[0], targets[0], extras[0], extras[-1]
+    """The same, the first source together with the one to three float arrays that have no target."""
+    source, target, first, last = sources[0], targets[0], extras[0], extras[-1]
     if len(extras) == 1:
         for i in range(source.size):
             target[i] = source[i] + first[i]
-    else:
+    elif len(extras) == 2:
         for i in range(source.size):
-            target[i] = source[i] + first[i] + second[i]
+            target[i] = source[i] + first[i] + last[i]
+    else:
+        second = extras[1]
+        for i in range(source.size):
+            target[i] = source[i] + first[i] + second[i] + last[i]
     for k in range(1, len(sources)):
         copy(sources[k], targets[k])
     return exclusive_or(read_only)
@@ -67,7 +71,7 @@ def limit(
     Args:
         sources: Arrays that are read.
         targets: As many arrays of the same size, which are written.
-        extras: At most two arrays of that size, which are read and have no output of their own.
+        extras: At most three arrays of that size, which are read and have no output of their own.
         flags: Arrays that are only read, too, sizes in bytes divisible by 8.
     """
     flat_sources, flat_targets, flat_extras = (

@@ -133,6 +133,23 @@ def returns(results: Results) -> str:
     )
 
 
+def traces(results: Results) -> str:
+    result = need(results, "traces")
+    return "\n\n".join(
+        [
+            "`vtrace`, a next value for each environment:",
+            estimator_table(result, "vtrace", "short"),
+            "`retrace`, a next value for each row, `terminated` alone:",
+            estimator_table(result, "retrace", "short"),
+            footnote(
+                result,
+                "numba jax rlax torch torchrl",
+                also=" Everyone is given logarithms of the ratios. rlax returns targets minus values.",
+            ),
+        ]
+    )
+
+
 def overhead(results: Results) -> str:
     result = need(results, "overhead")
     calls, first, imports = result["calls"], result["first_call_seconds"], result["import_seconds"]
@@ -220,6 +237,7 @@ def conformance(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     "gae": gae,
     "returns": returns,
+    "traces": traces,
     "overhead": overhead,
     "training": training,
     "learning": learning,

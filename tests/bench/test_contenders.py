@@ -14,6 +14,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "discounted_returns": {},
     "n_step_returns": {"n": N_STEPS},
     "lambda_returns": {"td_lambda": LAMBDA},
+    "vtrace": {},
+    "retrace": {"trace_lambda": LAMBDA},
 }
 
 
@@ -24,9 +26,11 @@ def test_expected_numbers_are_the_plain_references(estimator: str, form: Any) ->
     for i in range(case.N):
         column = {name: getattr(case, name)[:, i] for name in ("rewards", "next_values", "terminated", "truncated")}
         if estimator != "discounted_returns":
-            column["values"] = case.values[:, i]
+            column["q_values" if estimator == "retrace" else "values"] = case.values[:, i]
+        if case.reads_ratios:
+            column["log_ratios"] = case.log_ratios[:, i]
         result = getattr(naive, estimator)(**column, gamma=GAMMA, **OPTIONS[estimator])
-        for ours, plain in zip(expected(case), result if estimator == "gae" else (result,), strict=True):
+        for ours, plain in zip(expected(case), result if case.outputs == 2 else (result,), strict=True):
             np.testing.assert_allclose(ours[:, i], plain, rtol=1e-12, atol=1e-12)
 
 
@@ -95,5 +99,7 @@ def test_the_limit_moves_the_estimators_bytes(estimator: str, form: Any) -> None
 def test_bytes_of_gae() -> None:
     assert make_case("gae", "short", (8, 8)).bytes_per_element == 17
     assert make_case("gae", "full", (8, 8)).bytes_per_element == 22
+    assert make_case("vtrace", "short", (8, 8)).bytes_per_element == 21
+    assert make_case("retrace", "short", (8, 8)).bytes_per_element == 21
     assert make_case("lambda_returns", "short", (8, 8)).bytes_per_element == 13
     assert make_case("lambda_returns", "full", (8, 8)).bytes_per_element == 14
