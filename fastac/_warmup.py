@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastac import ratio, returns, traces
+from fastac import normalize, ratio, returns, traces
 from fastac_kernels import _jit
 from fastac_kernels.ratio import importance_ratio_backward_at
 
@@ -67,7 +67,11 @@ def _calls() -> list[tuple[str, Callable[[], Any]]]:
             at, like = x.ctypes.data, x.dtype.type(0)  # zeros: the output's memory may be the inputs'
             return importance_ratio_backward_at(at, at, 0, 0, 0, 0, at, x.size, 1, 1, True, like)
 
+        def normalized(x: Any = x) -> Any:
+            return normalize.normalize_advantages(x)
+
         if ndim == 1:
+            add("normalize_advantages", normalized)
             add("ppo_clip_loss", loss)
             add("importance_ratio", products)
             add("importance_ratio, backward", products_backward)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from fastac import _arrays
+from fastac._arrays import FLOAT32, FLOAT64, LIKE
+from fastac_kernels.moments import normalize_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,6 +18,7 @@ if TYPE_CHECKING:
     Array = TypeVar("Array", NDArray[Any], Tensor)
 
 EPSILON = 1e-8
+_normalize_at: Callable[..., None] = normalize_at
 
 
 def normalize_advantages(advantages: Array, mask: Array | None = None) -> Array:
@@ -49,16 +55,12 @@ def normalize_advantages(advantages: Array, mask: Array | None = None) -> Array:
 def _normalize_array(x: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[Any]:
     if not np.issubdtype(x.dtype, np.floating):
         raise TypeError(f"advantages: got dtype {x.dtype}, expected a floating one")
-    out = np.zeros_like(x)
-    valid = np.ones(x.shape, bool) if mask is None else mask.astype(bool)
-    values = x[valid].astype(np.float64)
-    # A NaN is no constant: it goes out as it came in.
-    if values.size < 2 or values.min() == values.max():
-        return out
-    centred = values - values.mean()
-    std = np.sqrt(np.sum(centred * centred) / (values.size - 1))
-    out[valid] = centred / (std + EPSILON)
-    return out
+    work = FLOAT32 if x.dtype in (np.float16, np.float32) else FLOAT64
+    values, out = np.ascontiguousarray(x, work), np.empty(x.shape, work)
+    valid = None if mask is None else _arrays._flags(mask, False)
+    addresses = [0 if array is None else _arrays._address(array) for array in (values, valid, out)]
+    _normalize_at(*addresses, x.size, EPSILON, LIKE[work])
+    return out.astype(x.dtype, copy=False)
 
 
 def _normalize_tensor(x: Tensor, mask: Any) -> Tensor:

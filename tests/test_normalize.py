@@ -55,6 +55,23 @@ def test_a_nan_that_comes_in_goes_out(kind):
     assert np.isnan(as_array(normalize_advantages(kind(np.array([1.0, np.nan, 2.0]))))).any()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_constant_beside_a_nan_is_none(dtype):
+    assert np.isnan(normalize_advantages(np.array([np.nan, 1.0, 1.0], dtype))).all()
+    kept = normalize_advantages(np.array([np.nan, 1.0, 3.0], dtype), np.array([False, True, True]))
+    np.testing.assert_allclose(kept, [0, -(0.5**0.5), 0.5**0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2047, 2048, 2049, 10_000])
+def test_large_arrays_far_from_zero_keep_their_digits(size):
+    """Row R11: across blocks, against float64; any layout."""
+    x = (np.random.default_rng(size).normal(size=(size, 2)) + 1e3).astype(np.float32)
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean()) / wide.std(ddof=1)
+    np.testing.assert_allclose(normalize_advantages(x), expected, atol=2e-6)
+    np.testing.assert_allclose(normalize_advantages(x.T), expected.T, atol=2e-6)
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(TypeError, match="advantages: got dtype int64"):
         normalize_advantages(np.arange(3))
