@@ -97,8 +97,6 @@ def _describe(x: Any) -> str:
 def on_tensors(estimator: Estimator, arguments: Arguments, out: Any = None) -> bool:
     """Whether a call is about tensors; raises `TypeError` where kinds or devices are mixed, or neither is given."""
     named = arguments.named(estimator)
-    if out is None and {type(x) for _, x in named} == {np.ndarray}:
-        return False
     values = arguments.values
     first_name, first = ("rewards", arguments.rewards) if values is None else (estimator.values_name, values)
     tensors = is_tensor(first)
@@ -108,6 +106,8 @@ def on_tensors(estimator: Estimator, arguments: Arguments, out: Any = None) -> b
     for name in required:
         if getattr(arguments, name) is None:
             fail(name, f"{_describe(first)} like {first_name}", "None", TypeError)
+    if out is None and {type(x) for _, x in named} == {np.ndarray}:
+        return False
     outs = out if isinstance(out, tuple | list) else (out,)
     named += [("out", x) for x in outs]
     for name, x in named:

@@ -18,12 +18,13 @@ from fastac_kernels._jit import inline
 LOG2_E = np.float32(1.44269504)
 LN_2_HIGH = np.float32(-0.693359375)  # nine bits: n times it is exact
 LN_2_LOW = np.float32(2.12194440e-4)
-# Added to a small number it leaves the nearest integer in the low bits.
-MAGIC = np.float32(12582912.0)
-MAGIC_BITS = np.int32(0x4B400000)
+# 1.5 * 2^23 added to a small number leaves the nearest integer in the low bits; with 127 besides, the exponent of that
+# power of two; with 254, what two such exponents add up to.
+HALF_MAGIC = np.float32(12582912.0 + 127)
+MAGIC = np.float32(12582912.0 + 254)
 # Beyond these the result is infinite, or rounds to 0, in any case.
 HIGHEST, LOWEST = np.float32(89.0), np.float32(-105.0)
-ONE = np.float32(1.0)
+ONE, HALF = np.float32(1.0), np.float32(0.5)
 C2, C3, C4 = np.float32(0.5), np.float32(0.16666666), np.float32(0.041672837)
 C5, C6 = np.float32(0.0083573414), np.float32(0.0013407884)
 
@@ -53,10 +54,10 @@ def _exp32(x: Any) -> Any:
     r = _add(_add(x, _multiply(n, LN_2_HIGH)), _multiply(n, LN_2_LOW))
     tail = C2 + r * (C3 + r * (C4 + r * (C5 + r * C6)))
     result = ONE + (r + r * r * tail)
-    power = np.float32(shifted).view(np.int32) - MAGIC_BITS
-    half = power >> 1
-    first = np.int32((half + 127) << 23).view(np.float32)
-    second = np.int32((power - half + 127) << 23).view(np.float32)
+    power = np.float32(shifted).view(np.int32)
+    half = np.float32(_add(_multiply(n, HALF), HALF_MAGIC)).view(np.int32)
+    first = np.int32(half << 23).view(np.float32)
+    second = np.int32((power - half) << 23).view(np.float32)
     return _multiply(_multiply(result, first), second)
 
 

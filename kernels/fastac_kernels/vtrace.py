@@ -42,6 +42,21 @@ def _short_row(
 
 
 @inline
+def _plain_row(
+    log_ratios: Array, rewards: Array, values: Array, next_values: Array, terminated: Array, next_advantages: Array,
+    gamma: Any, decay: Any, clip: Any, targets: Array, advantages: Array,
+) -> None:  # fmt: skip
+    """The same with one clip for all: D is the advantage, and the row behind in the output the carry."""
+    zero = advantages.dtype.type(0)
+    for n in range(advantages.size):
+        rho = exp(log_ratios[n])
+        future = gamma * next_values[n] + decay * next_advantages[n]
+        error = rewards[n] - values[n] + (zero if terminated[n] else future)
+        advantages[n] = (clip if rho > clip else rho) * error
+        targets[n] = values[n] + advantages[n]
+
+
+@inline
 def _step(
     rho: Any, reward: Any, value: Any, next_value: Any, terminated: Any, cut: Any, next_difference: Any,
     next_target: Any, gamma: Any, bootstrap: Any, decay: Any, rho_clip: Any, c_clip: Any, pg_rho_clip: Any,
@@ -88,11 +103,13 @@ def _rows(
     itemsize = array_at(rewards, rows * lanes, like).itemsize
     differences = np.empty(min(lanes, COLUMNS), array_at(rewards, rows * lanes, like).dtype)
     last = np.ones(min(lanes, COLUMNS), np.uint8)
+    plain = not full and rho_clip == c_clip == pg_rho_clip
     for column in range(0, lanes, COLUMNS):
         width = min(COLUMNS, lanes - column)
         carry = array_at(address_of(differences), width, like)
         for n in range(width):
             carry[n] = 0
+        behind = address_of(differences)
         following, cut, improved = last_values + column * itemsize, address_of(last), last_values + column * itemsize
         for t in range(rows - 1, -1, -1):
             element = t * lanes + column
@@ -101,7 +118,11 @@ def _rows(
             r, v = array_at(rewards + at, width, like), array_at(values + at, width, like)
             n_, e = array_at(following, width, like), array_at(terminated + element, width, byte)
             o, a = array_at(targets + at, width, like), array_at(advantages + at, width, like)
-            if full:
+            if plain:
+                p = array_at(behind, width, like)
+                _plain_row(x, r, v, n_, e, p, gamma, decay, rho_clip, o, a)
+                behind = advantages + at
+            elif full:
                 p, c = array_at(improved, width, like), array_at(cut, width, byte)
                 _full_row(x, r, v, n_, e, c, p, gamma, bootstrap, decay, rho_clip, c_clip, pg_rho_clip, carry, o, a)
             else:
