@@ -33,7 +33,6 @@ class Contender:
 
 Factory = Callable[[Case], Contender]
 FACTORIES: dict[str, tuple[str | None, Factory]] = {}
-LIMITS = ("limit", "memcpy")
 
 
 def contender(name: str, module: str | None = None) -> Callable[[Factory], Factory]:

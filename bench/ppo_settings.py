@@ -7,7 +7,6 @@ import dataclasses
 from typing import Any
 
 ENV_ID = "CartPole-v1"
-LIBRARIES = ("fastac", "sb3")
 
 
 @dataclasses.dataclass(frozen=True)
