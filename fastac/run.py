@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -242,6 +242,38 @@ class Run:
             signal=self.signal,
             run_dir=self.run_dir,
         )
+
+
+def check_options(
+    config: Any, *, at_least_one: Sequence[str] = (), fractions: Sequence[str] = (), positive: Sequence[str] = ()
+) -> None:
+    """Checks options by name; an option that is None is off, and passes.
+
+    Args:
+        config: Holds them.
+        at_least_one: Names of counts, at least 1.
+        fractions: Names of numbers between 0 and 1, both included.
+        positive: Names of numbers above 0.
+
+    Raises:
+        RunError: naming the first option that cannot be.
+
+    Example:
+        >>> import types
+        >>> check_options(types.SimpleNamespace(gamma=1.5), fractions=("gamma",))
+        Traceback (most recent call last):
+        fastac.run.RunError: gamma: got 1.5, expected between 0 and 1
+    """
+    kinds: tuple[tuple[Sequence[str], Callable[[Any], bool], str], ...] = (
+        (at_least_one, lambda value: value >= 1, "at least 1"),
+        (fractions, lambda value: 0.0 <= value <= 1.0, "between 0 and 1"),
+        (positive, lambda value: value > 0.0, "above 0"),
+    )
+    for names, accepts, expected in kinds:
+        for name in names:
+            value = getattr(config, name)
+            if value is not None and not accepts(value):
+                raise RunError(f"{name}: got {value}, expected {expected}")
 
 
 def create_run_folder(run_dir: Path, algorithm: str, config: Any) -> None:

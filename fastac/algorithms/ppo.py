@@ -15,22 +15,17 @@ Implementation details follow Huang et al. 2022, "The 37 implementation details 
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any, Literal
 
-import gymnasium
-import numpy as np
 import torch
 from torch import Tensor
 
-from fastac.acting import ArrayActor
-from fastac.buffers import Batch, RolloutBuffer
-from fastac.envs import make_envs
-from fastac.networks import Activation, Actor, make_actor, mlp
-from fastac.normalize import ObservationNormalizer, RewardNormalizer, normalize_advantages
-from fastac.policy import Policy
-from fastac.run import Callback, Result, Run, RunError, torch_device, torch_threads
+from fastac.buffers import Batch
+from fastac.collector import Collector
+from fastac.networks import Activation, Actor
+from fastac.normalize import normalize_advantages
+from fastac.run import Callback, Result, Run, RunError, check_options, torch_threads
 
 MAX_LOG_RATIO = 20.0
 
@@ -97,15 +92,12 @@ class Config:
     def check(self) -> None:
         """Raises `RunError` naming the option that cannot be."""
         at_least_one = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs", "torch_threads")
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise RunError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        for name in ("gamma", "gae_lambda"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise RunError(f"{name}: got {getattr(self, name)}, expected between 0 and 1")
-        for name in ("learning_rate", "clip_coef", "max_grad_norm"):
-            if not getattr(self, name) > 0.0:
-                raise RunError(f"{name}: got {getattr(self, name)}, expected above 0")
+        check_options(
+            self,
+            at_least_one=at_least_one,
+            fractions=("gamma", "gae_lambda"),
+            positive=("learning_rate", "clip_coef", "max_grad_norm"),
+        )
         if self.num_minibatches > self.num_envs * self.num_steps:
             rows = self.num_envs * self.num_steps
             raise RunError(f"num_minibatches: got {self.num_minibatches}, expected at most {rows}, a rollout")
@@ -229,96 +221,24 @@ def loss(
 
 
 class PPO:
-    """Everything that changes while training, and the three parts of an iteration."""
+    """Everything that changes while training, and what an iteration does after `collector.collect()`."""
 
     def __init__(self, config: Config):
         config.check()
         self.config = config
-        device = torch_device(config.device)
-        self.envs = make_envs(config.env_id, config.num_envs, seed=config.seed, vectorization=config.vectorization)
-        observation_space = self.envs.single_observation_space
-        action_space = self.envs.single_action_space
-        discrete = isinstance(action_space, gymnasium.spaces.Discrete)
-
-        weights_seed, self_seed = np.random.SeedSequence(config.seed).generate_state(2, np.uint64).tolist()
-        weights = torch.Generator().manual_seed(weights_seed)
-        network: dict[str, Any] = {"activation": config.activation, "generator": weights}
-        actor = make_actor(observation_space, action_space, hidden_sizes=config.hidden_sizes, **network)
-        critic = mlp([*observation_space.shape, *config.hidden_sizes, 1], output_gain=1.0, **network)
-        self.actor, self.critic = actor.to(device), critic.to(device)
+        self.collector = Collector(config)
+        self.buffer = self.collector.buffer
+        self.actor, self.critic = self.collector.actor, self.collector.make_critic()
         self.parameters = [*self.actor.parameters(), *self.critic.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, eps=1e-5, fused=True)
 
-        shape = observation_space.shape
-        self.observation_normalizer = ObservationNormalizer(shape) if config.normalize_observations else None
-        self.reward_normalizer = RewardNormalizer(config.num_envs, config.gamma) if config.normalize_rewards else None
-        self.buffer = RolloutBuffer(
-            config.num_steps,
-            config.num_envs,
-            shape,
-            () if discrete else (math.prod(action_space.shape or ()),),
-            action_dtype=np.int64 if discrete else np.float32,
-            device=device,
-        )
-        self.policy = Policy(
-            self.actor,
-            observation_space,
-            action_space,
-            hidden_sizes=config.hidden_sizes,
-            activation=config.activation,
-            observation_normalizer=self.observation_normalizer,
-            seed=config.seed,
-        )
-        self.acting = ArrayActor(self.actor)
-        self.generator = torch.Generator().manual_seed(self_seed)
-        self.global_step = 0
-        self.raw_observations = self.envs.reset()
-        if self.observation_normalizer is not None:
-            self.observation_normalizer.update(self.raw_observations)
-
-    def collect(self) -> tuple[list[float], list[int]]:
-        """Runs the policy for T steps in N environments; gives returns and lengths of the episodes that ended."""
-        config, buffer, envs, policy = self.config, self.buffer, self.envs, self.policy
-        episode_returns: list[float] = []
-        episode_lengths: list[int] = []
-        noise = self.acting.noise((config.num_steps, config.num_envs), self.generator)
-        observations = policy.observe(self.raw_observations)
-        buffer.reset()
-        for t in range(config.num_steps):
-            actions = self.acting.sample(observations, noise[t])
-            # The raw action is stored: the clipped one that the environment gets has another density.
-            step = envs.step(policy.environment_actions(actions))
-            final_observations = step.final_observations
-            if self.observation_normalizer is not None:
-                # Before a filler stands the episode's last observation, which is never acted on: it is not counted.
-                ended = (step.terminated | step.truncated) & step.mask
-                counted = ~ended if envs.autoreset_mode == "next_step" else slice(None)
-                self.observation_normalizer.update(step.observations[counted])
-                final_observations = policy.observe(final_observations)
-            buffer.add(
-                observations, actions, step.rewards, step.terminated, step.truncated, step.mask, final_observations
-            )
-            # What the policy saw is what is trained on: normalised once, with the statistics of its time.
-            observations = policy.observe(step.observations)
-            self.raw_observations = step.observations
-            if len(step.episode_returns):
-                episode_returns.extend(step.episode_returns.tolist())
-                episode_lengths.extend(step.episode_lengths.tolist())
-        self.global_step += int(buffer.mask.sum())
-        return episode_returns, episode_lengths
-
     def estimate(self) -> None:
         """Computes old log-probabilities, values, advantages and returns of the whole rollout in one batch."""
-        config, buffer = self.config, self.buffer
-        if self.reward_normalizer is not None:
-            ended = buffer.terminated | buffer.truncated
-            buffer.rewards[:] = self.reward_normalizer(buffer.rewards, ended, buffer.mask)
-        observations = buffer.observations_to_value(self.policy.observe(self.raw_observations))
         with torch.no_grad():
-            values = self.critic(observations).squeeze(-1)
-            rows, actions = buffer.flat()
-            log_probs = self.actor(rows).log_prob(actions)
-        buffer.compute_advantages(log_probs, values, gamma=config.gamma, gae_lambda=config.gae_lambda)
+            values = self.critic(self.collector.observations).squeeze(-1)
+            observations, actions = self.buffer.flat()
+            log_probs = self.actor(observations).log_prob(actions)
+        self.buffer.compute_advantages(log_probs, values, gamma=self.config.gamma, gae_lambda=self.config.gae_lambda)
 
     def update(self, remaining: float) -> dict[str, float]:
         """Takes K epochs of gradient steps; returns the metrics' means over the minibatches.
@@ -335,7 +255,7 @@ class PPO:
         records: list[Tensor] = []
         for _ in range(config.update_epochs):
             start = len(records)
-            for batch in self.buffer.minibatches(config.num_minibatches, self.generator):
+            for batch in self.buffer.minibatches(config.num_minibatches, self.collector.generator):
                 total, record = loss(self.actor, self.critic, batch, config, clip_coef)
                 self.optimizer.zero_grad()
                 total.backward()  # type: ignore[no-untyped-call]
@@ -358,39 +278,14 @@ class PPO:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything needed to go on bit for bit, in plain containers and tensors."""
-        rewards = self.reward_normalizer
-        return {
-            "global_step": self.global_step,
-            "policy": self.policy.state_dict(),
-            "critic": self.critic.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "reward_normalizer": None if rewards is None else rewards.state_dict(),
-            "generator": self.generator.get_state(),
-            "envs": None if self.envs.why_not_restorable else self.envs.state_dict(),
-        }
+        learned = {"critic": self.critic.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {**self.collector.state_dict(), **learned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores `state_dict`'s result. Environments whose state it does not hold go on with new episodes."""
-        self.global_step = state["global_step"]
-        self.actor.load_state_dict(state["policy"]["actor"])
+        """Restores `state_dict`'s result."""
+        self.collector.load_state_dict(state)
         self.critic.load_state_dict(state["critic"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        if self.observation_normalizer is not None:
-            self.observation_normalizer.load_state_dict(state["policy"]["observation_normalizer"])
-        if self.reward_normalizer is not None:
-            self.reward_normalizer.load_state_dict(state["reward_normalizer"])
-        if state["envs"] is not None:
-            self.raw_observations = self.envs.load_state_dict(state["envs"])
-            return
-        # New episodes, not those the run began with.
-        config = self.config
-        self.envs.close()
-        seed = config.seed + self.global_step
-        self.envs = make_envs(config.env_id, config.num_envs, seed=seed, vectorization=config.vectorization)
-        self.raw_observations = self.envs.reset()
-        if self.reward_normalizer is not None:
-            self.reward_normalizer.returns[:] = 0.0
 
 
 def train(
@@ -419,30 +314,31 @@ def train(
 
     Example:
         >>> result = train(Config(env_id="CartPole-v1", total_timesteps=256, num_steps=64))
-        >>> result.global_step, result.policy.act(np.zeros(4)).shape
-        (256, ())
+        >>> result.global_step, result.policy.act([[0.0, 0.0, 0.0, 0.0]]).shape
+        (256, (1,))
     """
     with torch_threads(config.torch_threads):
         ppo = PPO(config)
+        collector = ppo.collector
         try:
             if checkpoint is not None:
                 ppo.load_state_dict(checkpoint)
             with Run(
                 "ppo",
                 config,
-                ppo.policy,
+                collector.policy,
                 run_dir=run_dir,
                 checkpoint=checkpoint,
                 callback=callback,
                 progress_bar=progress_bar,
-                why_not_restorable=None if run_dir is None else ppo.envs.why_not_restorable,
+                why_not_restorable=None if run_dir is None else collector.envs.why_not_restorable,
             ) as run:
-                while ppo.global_step < config.total_timesteps and not run.stopped:
-                    remaining = 1.0 - ppo.global_step / config.total_timesteps
-                    episodes = ppo.collect()
+                while collector.global_step < config.total_timesteps and not run.stopped:
+                    remaining = 1.0 - collector.global_step / config.total_timesteps
+                    episodes = collector.collect()
                     ppo.estimate()
                     metrics = ppo.update(remaining)
-                    run.record(ppo.global_step, metrics, episodes, ppo.state_dict)
-                return run.finish(ppo.global_step, ppo.state_dict)
+                    run.record(collector.global_step, metrics, episodes, ppo.state_dict)
+                return run.finish(collector.global_step, ppo.state_dict)
         finally:
-            ppo.envs.close()
+            collector.close()

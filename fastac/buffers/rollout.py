@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,17 @@ class Batch(NamedTuple):
     returns: Tensor  # (B,), advantages + values
 
 
+class Transitions(NamedTuple):
+    """A rollout's rows in the order that estimators take them: `gae(*transitions, gamma=..., gae_lambda=...)`."""
+
+    rewards: Tensor  # (T, N), as are all
+    values: Tensor  # V(s_t)
+    next_values: Tensor  # V of the observation that transition t led to, before any reset
+    terminated: Tensor
+    truncated: Tensor
+    mask: Tensor
+
+
 class RolloutBuffer:
     """`num_steps` steps of `num_envs` environments.
 
@@ -31,8 +42,8 @@ class RolloutBuffer:
     episode. Rows with `mask` False (fillers after a reset) take their place but are neither valued nor trained on.
     Truncated transitions keep the observation they led to, so that the future is bootstrapped from it.
 
-    A rollout: `add` num_steps times; `observations_to_value` and a forward of the critic; `compute_advantages`; then
-    `minibatches` as many times as there are epochs; `reset`.
+    A rollout: `add` num_steps times; `observations_to_value` and a forward of the critic; `compute_advantages` (or
+    `transitions` and any other estimator); then `minibatches` as many times as there are epochs; `reset`.
 
     Args:
         num_steps: T.
@@ -40,6 +51,8 @@ class RolloutBuffer:
         observation_shape: Of one observation.
         action_shape: Of one action; `()` for discrete ones.
         action_dtype: int64 for discrete actions, float32 else.
+        observation_dtype: uint8 for images (four times smaller, on the device too), float32 else.
+        growing: Take as many steps as are added instead of refusing more than `num_steps`, from which it grows.
         device: Where the tensors go. They are copied there once a rollout.
 
     Example:
@@ -61,6 +74,8 @@ class RolloutBuffer:
         action_shape: tuple[int, ...] = (),
         *,
         action_dtype: DTypeLike = np.int64,
+        observation_dtype: DTypeLike = np.float32,
+        growing: bool = False,
         device: torch.device | str = "cpu",
     ):
         if num_steps < 1 or num_envs < 1:
@@ -68,8 +83,9 @@ class RolloutBuffer:
         shape = (num_steps, num_envs)
         self.num_steps = num_steps
         self.num_envs = num_envs
+        self.growing = growing
         self.device = torch.device(device)
-        self.observations = np.zeros((*shape, *observation_shape), np.float32)
+        self.observations = np.zeros((*shape, *observation_shape), observation_dtype)
         self.actions = np.zeros((*shape, *action_shape), action_dtype)
         self.rewards = np.zeros(shape, np.float32)
         self.terminated = np.zeros(shape, np.bool_)
@@ -112,7 +128,9 @@ class RolloutBuffer:
         """
         t = self.position
         if t == self.num_steps:
-            raise ValueError(f"add: the buffer is full ({self.num_steps} steps); call reset() first")
+            if not self.growing:
+                raise ValueError(f"add: the buffer is full ({self.num_steps} steps); call reset() first")
+            self._resize(2 * self.num_steps)
         self.observations[t] = observations
         self.actions[t] = actions
         self.rewards[t] = rewards
@@ -122,6 +140,14 @@ class RolloutBuffer:
         if self.truncated[t].any():
             self._keep_final_observations(t, final_observations)
         self.position = t + 1
+
+    def _resize(self, num_steps: int) -> None:
+        for name in ("observations", "actions", "rewards", "terminated", "truncated", "mask"):
+            old = getattr(self, name)
+            new = np.zeros((num_steps, *old.shape[1:]), old.dtype)
+            new[: self.position] = old[: self.position]
+            setattr(self, name, new)
+        self.num_steps = num_steps
 
     def _keep_final_observations(self, t: int, final_observations: ArrayLike | None) -> None:
         ended = np.flatnonzero((self.terminated[t] | self.truncated[t]) & self.mask[t])
@@ -133,7 +159,7 @@ class RolloutBuffer:
             got = "none" if final_observations is None else f"{len(final)} rows"
             raise ValueError(f"final_observations: got {got}, expected {len(ended)}, one for each episode that ended")
         self._cut_rows.append(t * self.num_envs + ended[cut])
-        self._cut_observations.append(final[cut].astype(np.float32))
+        self._cut_observations.append(final[cut].astype(self.observations.dtype))
 
     def observations_to_value(self, last_observations: ArrayLike) -> Tensor:
         """Returns all observations whose value the advantages need, for one forward of the critic.
@@ -145,11 +171,13 @@ class RolloutBuffer:
             `(T * N + N + K, *observation)` on the device: the rows, the last observations, then the K observations
             that truncated transitions led to.
         """
+        if self.growing and 0 < self.position < self.num_steps:
+            self._resize(self.position)
         if self.position != self.num_steps:
             raise ValueError(f"observations_to_value: the buffer holds {self.position} of {self.num_steps} steps")
         shape = self.observations.shape[2:]
         rows = self.observations.reshape(-1, *shape)
-        last = np.asarray(last_observations, np.float32)
+        last = np.asarray(last_observations, self.observations.dtype)
         together = np.concatenate([rows, last, *self._cut_observations])
         observations = torch.from_numpy(together).to(self.device)
         self._observations = observations[: len(rows)]
@@ -165,6 +193,25 @@ class RolloutBuffer:
             raise ValueError("flat: call observations_to_value first")
         return self._observations, self._fields[0]
 
+    def transitions(self, values: Tensor) -> Transitions:
+        """Returns the rows as estimators take them, all `(T, N)` on the device.
+
+        Args:
+            values: `(T * N + N + K,)`, V of the observations that `observations_to_value` returned.
+        """
+        if self._observations is None:
+            raise ValueError("transitions: call observations_to_value first")
+        shape = (self.num_steps, self.num_envs)
+        rows = self.num_steps * self.num_envs
+        _, rewards, terminated, truncated, mask = (field.reshape(-1) for field in self._fields)
+        # V(s_{t+1}) is the next row's value, and where a time limit cut the episode that of its final observation.
+        next_values = values[self.num_envs : self.num_envs + rows].clone()
+        if self._cut_rows:
+            cut = torch.from_numpy(np.concatenate(self._cut_rows)).to(self.device)
+            next_values[cut] = values[rows + self.num_envs :]
+        fields = (rewards, values[:rows], next_values, terminated, truncated, mask)
+        return Transitions(*(field.reshape(shape) for field in fields))
+
     def compute_advantages(self, log_probs: Tensor, values: Tensor, *, gamma: float, gae_lambda: float) -> None:
         """Computes generalised advantages (Schulman et al. 2016, eq. 16) and returns for every row.
 
@@ -176,29 +223,10 @@ class RolloutBuffer:
             gamma: Discount per step.
             gae_lambda: Decay of the trace per step.
         """
-        if self._observations is None:
-            raise ValueError("compute_advantages: call observations_to_value first")
-        shape = (self.num_steps, self.num_envs)
-        rows = self.num_steps * self.num_envs
-        _, rewards, terminated, truncated, mask = (field.reshape(-1) for field in self._fields)
-        # V(s_{t+1}) is the next row's value, and where a time limit cut the episode that of its final observation.
-        next_values = values[self.num_envs : self.num_envs + rows].clone()
-        if self._cut_rows:
-            cut = torch.from_numpy(np.concatenate(self._cut_rows)).to(self.device)
-            next_values[cut] = values[rows + self.num_envs :]
-        self.log_probs = log_probs.reshape(shape)
-        self.values = values[:rows].reshape(shape)
-        self.next_values = next_values.reshape(shape)
-        self.advantages, self.returns = gae(
-            rewards.reshape(shape),
-            self.values,
-            self.next_values,
-            terminated.reshape(shape),
-            truncated.reshape(shape),
-            mask.reshape(shape),
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-        )
+        transitions = self.transitions(values)
+        self.log_probs = log_probs.reshape(self.num_steps, self.num_envs)
+        self.values, self.next_values = transitions.values, transitions.next_values
+        self.advantages, self.returns = gae(*transitions, gamma=gamma, gae_lambda=gae_lambda)
 
     def valid_rows(self) -> Tensor:
         """Returns the indices of unmasked rows among all `T * N`, on the device."""
@@ -214,19 +242,29 @@ class RolloutBuffer:
             num_minibatches: How many; fewer where there are fewer valid rows.
             generator: A CPU generator.
         """
-        if self._observations is None:
-            raise ValueError("minibatches: call compute_advantages first")
+        estimates = (self.log_probs, self.values, self.advantages, self.returns)
+        fields = (*self.flat(), *(field.flatten() for field in estimates))
+        for parts in self.shuffled(fields, num_minibatches, generator):
+            yield Batch(*parts)
+
+    def shuffled(
+        self, fields: Sequence[Tensor], num_minibatches: int, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Yields minibatches, as `minibatches` does, of any fields with a row for each of the T * N transitions.
+
+        Args:
+            fields: Tensors on the device, `(T * N, ...)`.
+            num_minibatches: How many; fewer where there are fewer valid rows.
+            generator: A CPU generator.
+        """
         valid = self.valid_rows()
         order = valid[torch.randperm(len(valid), generator=generator).to(self.device)]
-        fields = (
-            self._observations,
-            self._fields[0],
-            self.log_probs.reshape(-1),
-            self.values.reshape(-1),
-            self.advantages.reshape(-1),
-            self.returns.reshape(-1),
-        )
-        shuffled = [field.index_select(0, order).tensor_split(num_minibatches) for field in fields]
-        for parts in zip(*shuffled, strict=True):
-            if len(parts[0]):
-                yield Batch(*parts)
+        parts = [field.index_select(0, order).tensor_split(num_minibatches) for field in fields]
+        for minibatch in zip(*parts, strict=True):
+            if len(minibatch[0]):
+                yield minibatch
+
+    def valid(self, *fields: Tensor) -> tuple[Tensor, ...]:
+        """Returns the valid rows of fields `(T * N, ...)`, in the order of time: `(B, ...)` each."""
+        rows = self.valid_rows()
+        return tuple(field.index_select(0, rows) for field in fields)

@@ -27,7 +27,7 @@ def small(env_id="CartPole-v1", **options):
 
 def rolled_out(config):
     agent = ppo.PPO(config)
-    agent.collect()
+    agent.collector.collect()
     agent.estimate()
     return agent
 
@@ -136,7 +136,7 @@ def test_updates_agree_with_the_float64_reference(env_id, epochs, clip_vloss):
     parameters = flat(actor, log_std, critic)
     adam = reference.Adam(parameters, config.max_grad_norm)
     generator = torch.Generator()
-    generator.set_state(agent.generator.get_state())
+    generator.set_state(agent.collector.generator.get_state())
     for _ in range(config.update_epochs):
         for batch in buffer.minibatches(config.num_minibatches, generator):
             fields = [field.numpy() for field in batch]
@@ -212,9 +212,11 @@ def test_before_the_first_step_the_ratio_is_one(env_id, normalize):
     """Row A3: the stored observation is the one the policy saw, so the log-probabilities are those of the draw."""
     config = small(env_id, normalize_observations=normalize, num_minibatches=4)
     agent = ppo.PPO(config)
-    sample, seen = agent.acting.sample, []
-    agent.acting.sample = lambda observations, noise: seen.append(observations.copy()) or sample(observations, noise)
-    agent.collect()
+    sample, seen = agent.collector.acting.sample, []
+    agent.collector.acting.sample = lambda observations, noise: (
+        seen.append(observations.copy()) or sample(observations, noise)
+    )
+    agent.collector.collect()
     agent.estimate()
     assert np.array_equal(agent.buffer.observations, np.stack(seen))
     rows, actions = agent.buffer.flat()
@@ -234,11 +236,11 @@ def test_all_observations_are_trained_on_as_the_policy_would_see_them(vectorizat
     spec.kwargs = {"max_episode_steps": 10} if vectorization == "vector_entry_point" else {}
     monkeypatch.setitem(gymnasium.registry, "ShortPole-v0", spec)
     agent = ppo.PPO(small("ShortPole-v0", num_steps=40, normalize_observations=True, vectorization=vectorization))
-    observe, shown = agent.policy.observe, []
-    monkeypatch.setattr(agent.policy, "observe", lambda raw: shown.append(observe(raw)) or shown[-1])
-    agent.collect()
+    observe, shown = agent.collector.policy.observe, []
+    monkeypatch.setattr(agent.collector.policy, "observe", lambda raw: shown.append(observe(raw)) or shown[-1])
+    agent.collector.collect()
     assert agent.buffer.truncated.any()
-    last = agent.policy.observe(agent.raw_observations)
+    last = agent.collector.policy.observe(agent.collector.raw_observations)
     observations = agent.buffer.observations_to_value(last).numpy()
     assert len(observations) > agent.buffer.mask.size + 2
     rows = {row.tobytes() for rows in shown for row in rows}
@@ -250,9 +252,9 @@ def test_the_raw_action_is_stored_and_a_clipped_one_acted():
     agent = ppo.PPO(small("Pendulum-v1", num_steps=64))
     with torch.no_grad():
         agent.actor.log_std.fill_(1.0)
-    step, acted = agent.envs.step, []
-    agent.envs.step = lambda actions: acted.append(actions.copy()) or step(actions)
-    agent.collect()
+    step, acted = agent.collector.envs.step, []
+    agent.collector.envs.step = lambda actions: acted.append(actions.copy()) or step(actions)
+    agent.collector.collect()
     raw = agent.buffer.actions
     assert np.abs(raw).max() > 2
     assert np.array_equal(np.stack(acted), raw.clip(-2, 2))
@@ -263,13 +265,17 @@ def test_rewards_are_scaled_before_they_are_valued():
     config = small("Pendulum-v1", normalize_rewards=True)
     agent = ppo.PPO(config)
     normalizer = RewardNormalizer(config.num_envs, config.gamma)
+    step, paid = agent.collector.envs.step, []
+    agent.collector.envs.step = lambda actions: paid.append(step(actions)) or paid[-1]
     for _ in range(2):
-        agent.collect()
-        paid = agent.buffer.rewards.copy()
+        paid.clear()
+        agent.collector.collect()
         agent.estimate()
-        expected = normalizer(paid, agent.buffer.terminated | agent.buffer.truncated, agent.buffer.mask)
+        rewards = np.stack([row.rewards for row in paid]).astype(np.float32)
+        ended = agent.buffer.terminated | agent.buffer.truncated
+        expected = normalizer(rewards, ended, agent.buffer.mask)
         assert np.array_equal(agent.buffer.rewards, expected)
-        assert not np.array_equal(paid, expected)
+        assert not np.array_equal(rewards, expected)
         scaled = agent.buffer._fields[1].numpy()
         assert np.array_equal(scaled, expected.ravel())
 
@@ -292,26 +298,29 @@ def test_a_discrete_space_that_starts_elsewhere(monkeypatch):
 def test_fillers_are_neither_counted_nor_trained_on():
     """Row R15: CartPole's own vector form resets in a step of its own."""
     agent = ppo.PPO(small(num_envs=3, num_steps=128, vectorization="vector_entry_point"))
-    returns, lengths = agent.collect()
+    returns, lengths = agent.collector.collect()
     agent.estimate()
     fillers = int((~agent.buffer.mask).sum())
     assert len(lengths) > 3
     assert len(lengths) - 3 <= fillers <= len(lengths)
-    assert agent.global_step == 3 * 128 - fillers
+    assert agent.collector.global_step == 3 * 128 - fillers
     assert returns == lengths, "CartPole pays 1 a step, and the filler is no step"
     assert not agent.buffer.advantages[~torch.from_numpy(agent.buffer.mask)].any()
-    assert sum(len(batch.returns) for batch in agent.buffer.minibatches(4, torch.Generator())) == agent.global_step
+    assert (
+        sum(len(batch.returns) for batch in agent.buffer.minibatches(4, torch.Generator()))
+        == agent.collector.global_step
+    )
 
 
 def test_both_autoreset_modes_count_the_same_observations():
     """The statistics hold each observation that was acted on, and the next one to act on, once."""
     for vectorization in ("sync", "vector_entry_point"):
         agent = ppo.PPO(small(num_envs=3, num_steps=128, vectorization=vectorization, normalize_observations=True))
-        agent.collect()
+        agent.collector.collect()
         buffer = agent.buffer
         before_fillers = ((buffer.terminated | buffer.truncated) & buffer.mask)[-1].sum()
         to_act_on = 3 - (before_fillers if vectorization == "vector_entry_point" else 0)
-        assert agent.observation_normalizer.moments.count == agent.global_step + to_act_on
+        assert agent.collector.observation_normalizer.moments.count == agent.collector.global_step + to_act_on
 
 
 # What it learns
@@ -333,11 +342,11 @@ def trained(name, **options):
         },
     )
     agent = ppo.PPO(config)
-    while agent.global_step < config.total_timesteps:
-        agent.collect()
+    while agent.collector.global_step < config.total_timesteps:
+        agent.collector.collect()
         agent.estimate()
         agent.update(1.0)
-    agent.envs.close()
+    agent.collector.envs.close()
     return agent
 
 
@@ -366,17 +375,17 @@ def test_the_action_that_pays_is_learnt():
     agent = trained("Rewarding")
     with torch.no_grad():
         assert agent.actor(torch.zeros(1, 1)).log_probs.exp()[0, 1] > 0.95
-    assert agent.policy.act(np.zeros(1)) == 1
+    assert agent.collector.policy.act(np.zeros(1)) == 1
 
 
 def test_the_action_that_fits_the_observation_is_learnt():
     agent = trained("Matching")
-    assert agent.policy.act(np.array([[1.0], [-1.0]])).tolist() == [1, 0]
+    assert agent.collector.policy.act(np.array([[1.0], [-1.0]])).tolist() == [1, 0]
 
 
 def test_a_continuous_target_is_learnt():
     agent = trained("Target", total_timesteps=6000)
-    assert agent.policy.act(np.zeros(1))[0] == pytest.approx(0.5, abs=0.1)
+    assert agent.collector.policy.act(np.zeros(1))[0] == pytest.approx(0.5, abs=0.1)
 
 
 def test_a_time_limit_is_not_an_end():

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+
+from fastac.algorithms import ppo
+from fastac.collector import Collector
+from fastac.returns import discounted_returns
+
+
+def config(env_id="CartPole-v1", **options):
+    return ppo.Config(env_id=env_id, **{"num_envs": 3, "num_steps": 40, "hidden_sizes": (8,), **options})
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "vector_entry_point"])
+def test_whole_episodes_are_whole_and_begin_anew(vectorization):
+    """Each environment's rows are episodes from start to end, and the last ends at or after step num_steps."""
+    collector = Collector(config(vectorization=vectorization), whole_episodes=True)
+    for _ in range(3):
+        before = collector.global_step
+        episodes = collector.collect()
+        buffer = collector.buffer
+        ended = buffer.terminated | buffer.truncated
+        lengths = []
+        for n in range(3):
+            rows = np.flatnonzero(buffer.mask[:, n])
+            assert ended[rows[-1], n]
+            ends = np.flatnonzero(ended[rows, n])
+            lengths += np.diff(ends, prepend=-1).tolist()
+            assert rows[-1] >= 39
+            assert not len(ends[:-1]) or rows[ends[-2]] < 39, "one episode at most goes past num_steps"
+            assert np.abs(buffer.observations[0, n]).max() < 0.05, "CartPole starts there"
+        assert sorted(episodes.lengths) == sorted(lengths)
+        assert episodes.returns == episodes.lengths
+        assert collector.global_step - before >= sum(lengths)
+        assert sum(lengths) == buffer.mask.sum() == len(buffer.valid(buffer.flat()[1])[0])
+        assert len(buffer.rewards) == buffer.num_steps > 40
+    collector.close()
+
+
+def test_the_returns_of_whole_episodes_need_no_critic():
+    collector = Collector(config("sample_envs:Walk-v0", num_steps=15), whole_episodes=True)
+    episodes = collector.collect()
+    rows = collector.buffer.transitions(torch.zeros(len(collector.observations)))
+    over = rows.terminated | rows.truncated
+    returns = discounted_returns(rows.rewards, torch.zeros(3), terminated=over, mask=rows.mask, gamma=1.0)
+    first = torch.cat([torch.ones(1, 3, dtype=torch.bool), over[:-1]]) & rows.mask
+    assert sorted(returns[first].tolist()) == sorted(episodes.returns)
+    collector.close()
+
+
+def test_a_rollout_that_is_cut_has_no_more_than_its_steps():
+    collector = Collector(config())
+    episodes = collector.collect()
+    assert collector.buffer.mask.all()
+    assert collector.global_step == 120
+    assert len(episodes.returns) == (collector.buffer.terminated | collector.buffer.truncated).sum()
+    assert len(collector.observations) == 40 * 3 + 3 + (collector.buffer.truncated).sum()
+    collector.close()
+
+
+@pytest.mark.parametrize("whole_episodes", [False, True])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_a_restored_collector_goes_on_with_the_same_bytes(whole_episodes, env_id):
+    """Row A9."""
+    options = config(env_id, normalize_observations=True, normalize_rewards=True)
+    first, second = (Collector(options, whole_episodes=whole_episodes) for _ in range(2))
+    for _ in range(2):
+        first.collect()
+    second.load_state_dict(first.state_dict())
+    for _ in range(2):
+        assert first.collect() == second.collect()
+        for name in ("observations", "actions", "rewards", "mask"):
+            assert np.array_equal(getattr(first.buffer, name), getattr(second.buffer, name))
+        assert torch.equal(first.observations, second.observations)
+    assert first.global_step == second.global_step
+    first.close()
+    second.close()
+
+
+def test_shuffled_gives_every_valid_row_of_any_fields_once():
+    collector = Collector(config("Pendulum-v1", num_envs=1, num_steps=10))
+    collector.collect()
+    observations, actions = collector.buffer.flat()
+    numbers = torch.arange(10)
+    parts = list(collector.buffer.shuffled((observations, actions, numbers), 3, torch.Generator()))
+    assert sorted(torch.cat([part[2] for part in parts]).tolist()) == [*range(10)]
+    for rows, drawn, which in parts:
+        assert torch.equal(rows, observations[which])
+        assert torch.equal(drawn, actions[which])
+        assert drawn.shape == (len(which), 1)
+    collector.close()
