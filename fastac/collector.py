@@ -24,6 +24,8 @@ from fastac.run import torch_device
 
 __all__ = ["Collector", "Episodes"]
 
+STEPS_OF_NOISE = 128  # drawn at once where a rollout's length is not known beforehand
+
 
 class Episodes(NamedTuple):
     """The episodes that ended in a rollout."""
@@ -38,10 +40,10 @@ class Collector:
     Args:
         config: An algorithm's options, of which these are read: `env_id`, `num_envs`, `num_steps`, `vectorization`,
             `seed`, `gamma`, `normalize_observations`, `normalize_rewards`, `hidden_sizes`, `activation`, `device`.
-        whole_episodes: Every rollout begins with new episodes in all environments and holds none but whole ones: each
-            environment goes on until an episode ends at or after step `num_steps`, and what it does while it waits for
-            the others is masked. So the batch's length varies, and the episodes are an unbiased sample (Wald's
-            identity: the last one is as long as it is).
+        num_episodes: Every rollout begins with new episodes in all environments and holds this many whole ones of each,
+            however long they are: `num_steps` is not read, and what an environment does while it waits for the others
+            is masked. The number is fixed, so that no length is favoured: with "until enough steps are taken" it would
+            depend on the episodes' lengths, and their mean would be biased. None: `num_steps` steps of each.
 
     Attributes:
         envs: The environments.
@@ -73,9 +75,9 @@ class Collector:
         >>> collector.close()
     """
 
-    def __init__(self, config: Any, *, whole_episodes: bool = False):
+    def __init__(self, config: Any, *, num_episodes: int | None = None):
         self.config = config
-        self.whole_episodes = whole_episodes
+        self.num_episodes = num_episodes
         self.device = torch_device(config.device)
         self.envs = make_envs(config.env_id, config.num_envs, seed=config.seed, vectorization=config.vectorization)
         observation_space = self.envs.single_observation_space
@@ -99,13 +101,14 @@ class Collector:
             observation_normalizer=self.observation_normalizer,
             seed=config.seed,
         )
+        self._num_steps: int = config.num_steps if num_episodes is None else STEPS_OF_NOISE
         self.buffer = RolloutBuffer(
-            config.num_steps,
+            self._num_steps,
             config.num_envs,
             shape,
             () if discrete else (math.prod(action_space.shape or ()),),
             action_dtype=np.int64 if discrete else np.float32,
-            growing=whole_episodes,
+            growing=num_episodes is not None,
             device=self.device,
         )
         self.acting = ArrayActor(self.actor)
@@ -124,16 +127,17 @@ class Collector:
         Returns:
             Returns and lengths of the episodes that ended in the rollout.
         """
-        buffer, envs, policy, num_steps = self.buffer, self.envs, self.policy, self.config.num_steps
+        buffer, envs, policy, num_steps = self.buffer, self.envs, self.policy, self._num_steps
+        whole_episodes = self.num_episodes is not None
         episodes = Episodes([], [])
-        if self.whole_episodes and self.global_step:
+        if whole_episodes and self.global_step:
             self.raw_observations = self._reset()
         # Where each environment's share of the rollout ends; whole episodes: not known yet.
-        ends = np.full(envs.num_envs, 0 if self.whole_episodes else num_steps)
+        ends, played = np.full(envs.num_envs, 0 if whole_episodes else num_steps), np.zeros(envs.num_envs, np.int64)
         observations = policy.observe(self.raw_observations)
         buffer.reset()
         t = 0
-        while t < num_steps or not ends.all():
+        while not ends.all() if whole_episodes else t < num_steps:
             if t % num_steps == 0:
                 noise = self.acting.noise((num_steps, envs.num_envs), self.generator)
             actions = self.acting.sample(observations, noise[t % num_steps])
@@ -155,14 +159,14 @@ class Collector:
             t += 1
             if len(step.episode_returns):
                 ended = (step.terminated | step.truncated) & step.mask
-                taken = ends[ended] == 0 if self.whole_episodes else slice(None)
+                taken = ends[ended] == 0 if whole_episodes else slice(None)
                 episodes.returns.extend(step.episode_returns[taken].tolist())
                 episodes.lengths.extend(step.episode_lengths[taken].tolist())
-                if t >= num_steps:
-                    ends[ended & (ends == 0)] = t
+                played[ended] += 1
+                ends[(played == self.num_episodes) & (ends == 0)] = t
         rows = slice(t)  # a growing buffer has room for more
         self.global_step += int(buffer.mask[rows].sum())
-        if self.whole_episodes:
+        if whole_episodes:
             buffer.mask[rows] &= np.arange(t)[:, None] < ends
         if self.reward_normalizer is not None:
             over = buffer.terminated[rows] | buffer.truncated[rows]
