@@ -44,8 +44,8 @@ class ArrayActor:
             return gumbel((*shape, self._size), generator).numpy()
         return torch.randn((*shape, self._size), generator=generator).numpy()
 
-    def sample(self, observations: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[Any]:
-        """Returns raw actions, `(B,)` int64 or `(B, A)` float32, of observations `(B, D)`."""
+    def sample(self, observations: NDArray[Any], noise: NDArray[np.float32]) -> NDArray[Any]:
+        """Returns raw actions, `(B,)` int64 or `(B, A)` float32, of observations `(B, *obs)` as the actor sees them."""
         outputs = self._forward(observations)
         if self._log_std is None:
             drawn: NDArray[Any] = np.argmax(outputs + noise, axis=-1)
@@ -53,14 +53,14 @@ class ArrayActor:
             drawn = outputs + np.exp(self._log_std.cpu().numpy()) * noise
         return drawn
 
-    def mode(self, observations: NDArray[np.float32]) -> NDArray[Any]:
+    def mode(self, observations: NDArray[Any]) -> NDArray[Any]:
         """Returns the most probable raw actions."""
         outputs = self._forward(observations)
         return np.argmax(outputs, axis=-1) if self._log_std is None else outputs
 
 
-def array_forward(network: nn.Module) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """Returns a function from float32 arrays `(B, D)` to arrays that runs `network` without a gradient.
+def array_forward(network: nn.Module) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """Returns a function from arrays `(B, *obs)` to float32 arrays that runs `network` without a gradient.
 
     An MLP of `Linear`, `Tanh` and `ReLU` on the CPU runs in numpy on the weights' own memory (a fifth of the time of a
     torch call at acting sizes, where calls cost more than arithmetic), so it follows every optimiser step. Any other
@@ -81,7 +81,7 @@ def array_forward(network: nn.Module) -> Callable[[NDArray[np.float32]], NDArray
     )
     if not plain:
 
-        def run_torch(observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        def run_torch(observations: NDArray[Any]) -> NDArray[np.float32]:
             with torch.inference_mode():
                 outputs: Tensor = network(torch.from_numpy(observations).to(parameter.device))
                 return outputs.cpu().numpy()

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from fastac.acting import ArrayActor
 from fastac.buffers import RolloutBuffer
+from fastac.env_base import image_of
 from fastac.envs import make_envs
-from fastac.networks import make_actor, mlp
+from fastac.networks import make_actor, make_critic
 from fastac.normalize import ObservationNormalizer, RewardNormalizer
 from fastac.policy import Policy
-from fastac.run import torch_device
+from fastac.run import RunError, torch_device
 
 __all__ = ["Collector", "Episodes"]
 
@@ -60,7 +61,7 @@ class Collector:
 
     Raises:
         fastac.envs.EnvError: the environment cannot be made, or its spaces are unsupported.
-        fastac.run.RunError: the device is not there.
+        fastac.run.RunError: the device is not there, or images were to be normalised.
 
     Example:
         >>> from fastac.algorithms import ppo
@@ -91,6 +92,10 @@ class Collector:
         self.actor = make_actor(observation_space, action_space, **network, generator=self._weights).to(self.device)
 
         shape = observation_space.shape
+        image = image_of(observation_space) is not None
+        if image and config.normalize_observations:
+            self.envs.close()
+            raise RunError("normalize_observations: got True for images, which the network divides by 255 already")
         self.observation_normalizer = ObservationNormalizer(shape) if config.normalize_observations else None
         self.reward_normalizer = RewardNormalizer(config.num_envs, config.gamma) if config.normalize_rewards else None
         self.policy = Policy(
@@ -108,6 +113,7 @@ class Collector:
             shape,
             () if discrete else (math.prod(action_space.shape or ()),),
             action_dtype=np.int64 if discrete else np.float32,
+            observation_dtype=np.uint8 if image else np.float32,
             growing=num_episodes is not None,
             device=self.device,
         )
@@ -115,11 +121,11 @@ class Collector:
         self.global_step = 0
         self.raw_observations: NDArray[Any] = self._reset()
 
-    def make_critic(self, output_size: int = 1) -> torch.nn.Module:
+    def make_critic(self) -> torch.nn.Module:
         """Builds a critic `(B, *obs) -> (B, 1)` as large as the actor, on the device, from the run's own weights."""
-        config, shape = self.config, self.envs.single_observation_space.shape
-        sizes = [*shape, *config.hidden_sizes, output_size]
-        return mlp(sizes, activation=config.activation, output_gain=1.0, generator=self._weights).to(self.device)
+        config, space = self.config, self.envs.single_observation_space
+        network: dict[str, Any] = {"hidden_sizes": config.hidden_sizes, "activation": config.activation}
+        return make_critic(space, **network, generator=self._weights).to(self.device)
 
     def collect(self) -> Episodes:
         """Runs the policy for T steps in N environments (or for whole episodes) into the buffer.

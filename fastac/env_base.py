@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastac.env_state import EnvError
 
-__all__ = ["Envs", "Step", "checked_spaces", "make_env"]
+__all__ = ["Envs", "Image", "Step", "checked_spaces", "image_of", "make_env"]
 
 
 class Step(NamedTuple):
@@ -41,6 +41,40 @@ class Step(NamedTuple):
     final_observations: NDArray[Any]
     episode_returns: NDArray[np.float64]
     episode_lengths: NDArray[np.int64]
+
+
+class Image(NamedTuple):
+    """How an image observation lies in its array."""
+
+    channels: int
+    height: int
+    width: int
+    channels_last: bool
+
+
+SMALLEST_IMAGE = 36  # what three convolutions without padding leave one pixel of
+
+
+def image_of(space: gymnasium.Space[Any]) -> Image | None:
+    """Returns the layout of an image space, a Box of uint8, 0 to 255, of 2 or 3 dimensions; None for any other space.
+
+    Of three dimensions the channels (colours, stacked frames) are the shorter one of the first and the last.
+
+    Example:
+        >>> image_of(Box(0, 255, (84, 84), np.uint8))
+        Image(channels=1, height=84, width=84, channels_last=False)
+        >>> image_of(Box(0, 255, (210, 160, 3), np.uint8))
+        Image(channels=3, height=210, width=160, channels_last=True)
+        >>> image_of(Box(0, 255, (4, 84, 84), np.uint8))
+        Image(channels=4, height=84, width=84, channels_last=False)
+        >>> image_of(Box(-1, 1, (3,)))
+    """
+    if not isinstance(space, Box) or space.dtype != np.uint8 or len(space.shape) not in (2, 3):
+        return None
+    if len(space.shape) == 2:
+        return Image(1, *space.shape, channels_last=False)
+    first, middle, last = space.shape
+    return Image(last, first, middle, True) if last <= first else Image(first, middle, last, False)
 
 
 def make_env(env_id: str, **env_kwargs: Any) -> gymnasium.Env[Any, Any]:
@@ -83,10 +117,16 @@ def checked_spaces(env_id: str, env: Any) -> tuple[Box, Box | Discrete[Any]]:
     """The observation and action space of one copy; `EnvError` where the algorithms have no use for them."""
     observations = getattr(env, "single_observation_space", None) or env.observation_space
     actions = getattr(env, "single_action_space", None) or env.action_space
-    if not isinstance(observations, Box) or len(observations.shape) != 1:
+    image = image_of(observations)
+    if image is None and (not isinstance(observations, Box) or len(observations.shape) != 1):
         raise EnvError(
             f"env_id {env_id!r}: its observations are {observations}, expected a Box of one dimension "
-            "(gymnasium.wrappers.FlattenObservation makes one of most spaces)"
+            "(gymnasium.wrappers.FlattenObservation makes one of most spaces) or an image of uint8"
+        )
+    if image is not None and min(image.height, image.width) < SMALLEST_IMAGE:
+        raise EnvError(
+            f"env_id {env_id!r}: its images are {image.height} x {image.width}, expected at least {SMALLEST_IMAGE} x "
+            f"{SMALLEST_IMAGE} (gymnasium.wrappers.ResizeObservation makes them larger)"
         )
     if isinstance(actions, Box) and len(actions.shape) == 1 and actions.dtype.kind == "f":
         return observations, actions
@@ -101,7 +141,7 @@ class Envs(ABC):
     Attributes:
         env_id: the registered id.
         num_envs: N.
-        single_observation_space: one copy's flat Box.
+        single_observation_space: one copy's flat Box, or image.
         single_action_space: one copy's Discrete or flat Box.
         autoreset_mode: "same_step" or "next_step".
     """

@@ -1,4 +1,7 @@
-"""Networks: orthogonally initialised MLPs, a categorical and a Gaussian actor. All are ordinary `torch.nn.Module`s."""
+"""Networks: orthogonally initialised MLPs and convolutions, a categorical and a Gaussian actor, a critic.
+
+All are ordinary `torch.nn.Module`s.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastac.distributions import Categorical, Gaussian
+from fastac.env_base import Image, image_of
 
 Activation = Literal["tanh", "relu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -59,8 +63,86 @@ def mlp(
     return nn.Sequential(*layers)
 
 
+class NatureConvolutions(nn.Module):
+    """Features of images: the three convolutions of Mnih et al. 2015 ("Human-level control ...", Methods).
+
+    32 filters of 8 x 8, stride 4; 64 of 4 x 4, stride 2; 64 of 3 x 3, stride 1; a ReLU after each. Pixels are divided
+    by 255. Weights are orthogonal with gain sqrt 2, biases 0.
+
+    Args:
+        image: How the observations lie in their arrays.
+        generator: Where the weights are drawn from.
+
+    Attributes:
+        num_features: Width of the output, 3136 for 84 x 84 pixels.
+
+    Example:
+        >>> convolutions = NatureConvolutions(Image(4, 84, 84, channels_last=False))
+        >>> convolutions(torch.zeros(2, 4, 84, 84, dtype=torch.uint8)).shape
+        torch.Size([2, 3136])
+    """
+
+    def __init__(self, image: Image, generator: torch.Generator | None = None):
+        super().__init__()
+        self.image = image
+        if generator is None:
+            generator = torch.Generator().manual_seed(0)
+        layers: list[nn.Module] = []
+        channels, sides = image.channels, [image.height, image.width]
+        for filters, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+            layer = nn.Conv2d(channels, filters, size, stride, device="meta").to_empty(device="cpu")
+            nn.init.orthogonal_(layer.weight, math.sqrt(2.0), generator=generator)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+            layers += [layer, nn.ReLU()]
+            channels, sides = filters, [(side - size) // stride + 1 for side in sides]
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+        self.num_features = channels * math.prod(sides)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Maps images `(B, *shape)`, uint8, to features `(B, num_features)`."""
+        if not torch.is_grad_enabled() and len(observations) > IMAGES_AT_A_TIME:
+            # A whole rollout at once would take gigabytes of intermediate results.
+            return torch.cat([self(part) for part in torch.split(observations, IMAGES_AT_A_TIME)])
+        if observations.ndim == 3:
+            observations = observations.unsqueeze(1)
+        elif self.image.channels_last:
+            observations = observations.movedim(-1, 1)
+        features: Tensor = self.layers(observations.to(next(self.parameters()).dtype) / 255.0)
+        return features
+
+
+IMAGES_AT_A_TIME = 1024
+
+
+def make_network(
+    observation_space: gymnasium.spaces.Box,
+    output_size: int,
+    *,
+    hidden_sizes: Sequence[int] = (64, 64),
+    activation: Activation = "tanh",
+    output_gain: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> nn.Sequential:
+    """Builds the network that an observation space asks for: an MLP, for images behind `NatureConvolutions`.
+
+    With `hidden_sizes=(512,)` and `activation="relu"` the latter is the whole network of Mnih et al. 2015.
+
+    Example:
+        >>> from gymnasium.spaces import Box
+        >>> [type(layer).__name__ for layer in make_network(Box(0, 255, (84, 84, 3), "uint8"), 2)]
+        ['NatureConvolutions', 'Linear', 'Tanh', 'Linear', 'Tanh', 'Linear']
+    """
+    options: dict[str, Any] = {"activation": activation, "output_gain": output_gain, "generator": generator}
+    image = image_of(observation_space)
+    if image is None:
+        return mlp([math.prod(observation_space.shape), *hidden_sizes, output_size], **options)
+    convolutions = NatureConvolutions(image, generator)
+    return nn.Sequential(convolutions, *mlp([convolutions.num_features, *hidden_sizes, output_size], **options))
+
+
 class CategoricalActor(nn.Module):
-    """pi(a | s) over n discrete actions: an MLP gives the logits.
+    """pi(a | s) over n discrete actions: a network gives the logits.
 
     Example:
         >>> actor = CategoricalActor(mlp([4, 8, 2]))
@@ -78,7 +160,7 @@ class CategoricalActor(nn.Module):
 
 
 class GaussianActor(nn.Module):
-    """pi(a | s) = N(mean(s), diag(exp(log_std))^2): an MLP gives the mean; log_std does not depend on the state.
+    """pi(a | s) = N(mean(s), diag(exp(log_std))^2): a network gives the mean; log_std does not depend on the state.
 
     Example:
         >>> actor = GaussianActor(mlp([3, 8, 1]), action_size=1)
@@ -112,11 +194,27 @@ def make_actor(
     Raises:
         TypeError: another action space.
     """
-    size = math.prod(observation_space.shape)
-    options: dict[str, Any] = {"activation": activation, "output_gain": 0.01, "generator": generator}
+    options: dict[str, Any] = {"hidden_sizes": hidden_sizes, "activation": activation, "generator": generator}
     if isinstance(action_space, gymnasium.spaces.Discrete):
-        return CategoricalActor(mlp([size, *hidden_sizes, int(action_space.n)], **options))
+        return CategoricalActor(make_network(observation_space, int(action_space.n), output_gain=0.01, **options))
     if isinstance(action_space, gymnasium.spaces.Box):
-        action_size = math.prod(action_space.shape)
-        return GaussianActor(mlp([size, *hidden_sizes, action_size], **options), action_size)
+        size = math.prod(action_space.shape)
+        return GaussianActor(make_network(observation_space, size, output_gain=0.01, **options), size)
     raise TypeError(f"action_space: got {action_space}, expected Discrete or Box")
+
+
+def make_critic(
+    observation_space: gymnasium.spaces.Box,
+    *,
+    hidden_sizes: Sequence[int] = (64, 64),
+    activation: Activation = "tanh",
+    generator: torch.Generator | None = None,
+) -> nn.Sequential:
+    """Builds V: observations `(B, *obs)` to values `(B, 1)`; the last layer's gain is 1.
+
+    Example:
+        >>> make_critic(gymnasium.spaces.Box(-1, 1, (4,)))(torch.zeros(3, 4)).shape
+        torch.Size([3, 1])
+    """
+    options: dict[str, Any] = {"hidden_sizes": hidden_sizes, "activation": activation, "generator": generator}
+    return make_network(observation_space, 1, output_gain=1.0, **options)

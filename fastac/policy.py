@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastac import checkpoint
 from fastac.acting import ArrayActor
+from fastac.env_base import image_of
 from fastac.networks import Activation, Actor, make_actor
 from fastac.normalize import ObservationNormalizer
 
@@ -23,7 +24,7 @@ class Policy:
 
     Args:
         actor: As `make_actor` builds it from the same spaces, sizes and activation.
-        observation_space: Flat Box.
+        observation_space: Flat Box, or an image.
         action_space: Discrete or Box. Raw actions are clipped to a Box's bounds, and shifted by a Discrete's start.
         hidden_sizes: Widths of the actor's hidden layers.
         activation: Between them.
@@ -53,6 +54,11 @@ class Policy:
         self.action_space = action_space
         self.observation_normalizer = observation_normalizer
         self._architecture = {"hidden_sizes": list(hidden_sizes), "activation": activation}
+        self._is_image = image_of(observation_space) is not None
+        if self._is_image and observation_normalizer is not None:
+            raise ValueError(
+                "observation_normalizer: got one for images, expected None: the network divides them by 255"
+            )
         self._acting = ArrayActor(actor)
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -83,8 +89,10 @@ class Policy:
         result: NDArray[Any] = actions[0] if single else actions
         return result
 
-    def observe(self, observations: NDArray[Any]) -> NDArray[np.float32]:
-        """Returns what the actor sees of a batch of observations: float32, normalised if training was."""
+    def observe(self, observations: NDArray[Any]) -> NDArray[Any]:
+        """Returns what the actor sees of a batch of observations: float32, normalised if training was; images uint8."""
+        if self._is_image:
+            return observations.astype(np.uint8, copy=False)
         if self.observation_normalizer is not None:
             return self.observation_normalizer(observations)
         return observations.astype(np.float32)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastac.critics import MLPCritics, TableCritics
-from fastac.env_base import attempt, make_env
+from fastac.env_base import attempt, image_of, make_env
 from fastac.env_state import EnvError, Replayable
 from fastac.episodes import Episodes, Trajectory, pack
 from fastac.policy import Policy, load
@@ -267,6 +267,8 @@ def make_problem(
         except (AttributeError, ValueError) as error:
             raise EnvError(f"env_id {env_id!r}: {error}") from error
     make_env(env_id).close()  # says what is wrong with its spaces
+    if image_of(env.observation_space) is not None:
+        raise EnvError(f"env_id {env_id!r}: its observations are images, expected a Box of one dimension here")
     loaded = None if policy == "random" else load(Path(policy))
     if loaded is not None and (
         loaded.observation_space.shape != env.observation_space.shape or loaded.action_space != env.action_space

@@ -100,6 +100,37 @@ class Continuous(Walk):
         return self.observation, x, abs(x) >= EDGE, False, {}
 
 
+class Pixels(gymnasium.Env[Any, Any]):
+    """An image with a bright half: action 1 pays 1 where it is the right one, action 0 where it is the left one.
+
+    Four steps, each with a half of its own; channels stand last.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+    observation_space = Box(0, 255, (36, 40, 2), np.uint8)
+    action_space = Discrete(2)
+
+    def seen(self) -> Any:
+        self.right = int(self.np_random.integers(2))
+        image = np.zeros((36, 40, 2), np.uint8)
+        image[:, 20 * self.right : 20 * self.right + 20] = 200
+        return image
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.seen(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        reward = float(int(action) == self.right)
+        self.steps += 1
+        return self.seen(), reward, self.steps == 4, False, {}
+
+
+class Speck(Pixels):
+    observation_space = Box(0, 255, (35, 84), np.uint8)
+
+
 class WrongShape(Walk):
     observation_space = Box(-10.0, 10.0, (3,), np.float32)
 
@@ -183,6 +214,8 @@ _register("Nondeterministic", Walk, nondeterministic=True)
 for _env in (
     OneArray,
     OwnGenerator,
+    Pixels,
+    Speck,
     Counting,
     LevelOfSeed,
     Continuous,

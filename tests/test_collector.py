@@ -1,10 +1,15 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from fastac.algorithms import ppo
+import fastac
+from fastac.algorithms import ppo, resume
 from fastac.collector import Collector
+from fastac.evaluate import evaluate
 from fastac.returns import discounted_returns
+from fastac.run import RunError
 
 
 def config(env_id="CartPole-v1", **options):
@@ -88,3 +93,25 @@ def test_shuffled_gives_every_valid_row_of_any_fields_once():
         assert torch.equal(drawn, actions[which])
         assert drawn.shape == (len(which), 1)
     collector.close()
+
+
+def test_images_are_kept_as_bytes_and_not_normalised():
+    pixels = config("sample_envs:Pixels-v0", num_steps=9)
+    collector = Collector(pixels)
+    collector.collect()
+    assert collector.buffer.observations.dtype == np.uint8
+    assert collector.observations.dtype == collector.buffer.flat()[0].dtype == torch.uint8
+    with torch.no_grad():
+        assert collector.make_critic()(collector.observations).shape == (9 * 3 + 3, 1)
+    collector.close()
+    with pytest.raises(RunError, match="normalize_observations: got True for images"):
+        Collector(dataclasses.replace(pixels, normalize_observations=True))
+
+
+def test_ppo_learns_from_images(tmp_path):
+    options = {"num_envs": 4, "num_steps": 16, "num_minibatches": 1, "learning_rate": 2e-3, "activation": "relu"}
+    pixels = config("sample_envs:Pixels-v0", total_timesteps=640, **options)
+    ppo.train(pixels, lambda progress: progress.iteration < 9, run_dir=tmp_path / "run")
+    result = resume(tmp_path / "run")
+    assert evaluate(result.policy, pixels.env_id, episodes=10).mean > 3.5
+    assert evaluate(fastac.load(tmp_path / "run"), pixels.env_id, episodes=10).mean > 3.5

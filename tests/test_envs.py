@@ -286,6 +286,7 @@ def test_seeds_are_reproducible_and_share_no_copies() -> None:
         ("CartPole-v1", {"gravity_of": 3}, "unexpected keyword argument 'gravity_of'"),
         ("sample_envs:Breaks-v0", {}, "no licence found"),
         ("FrozenLake-v1", {}, r"observations are Discrete\(16\), expected a Box of one dimension"),
+        ("sample_envs:Speck-v0", {}, "its images are 35 x 84, expected at least 36 x 36"),
         ("sample_envs:Grid-v0", {}, "observations are Box.*expected a Box of one dimension"),
         ("sample_envs:Several-v0", {}, r"actions are MultiDiscrete.*expected Discrete or a flat Box of floats"),
         ("sample_envs:IntegerBox-v0", {}, r"actions are Box.*expected Discrete or a flat Box of floats"),
@@ -338,3 +339,20 @@ def test_module_and_keyword_arguments_reach_every_vectorization() -> None:
         assert envs.step([1, 0]).truncated.all()
         envs.close()
         envs.close()
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_images_stay_bytes(vectorization: Any) -> None:
+    envs = make_envs("sample_envs:Pixels-v0", 2, seed=0, vectorization=vectorization)
+    observations = envs.reset()
+    assert observations.dtype == np.uint8
+    assert observations.shape == (2, 36, 40, 2)
+    for _ in range(4):
+        step = envs.step([0, 1])
+    assert step.observations.dtype == step.final_observations.dtype == np.uint8
+    assert step.final_observations.shape == (2, 36, 40, 2)
+    state = envs.state_dict()
+    following = envs.step([0, 0])
+    envs.load_state_dict(state)
+    assert np.array_equal(envs.step([0, 0]).observations, following.observations)
+    envs.close()

@@ -79,3 +79,20 @@ def test_wrong_observations_and_files_are_named(tmp_path):
         load(tmp_path / "other.pt")
     with pytest.raises(checkpoint.CheckpointError):
         load(tmp_path)
+
+
+def test_a_policy_of_images_is_saved_and_acts(tmp_path):
+    space = gymnasium.spaces.Box(0, 255, (36, 36, 3), np.uint8)
+    actor = make_actor(space, ACTIONS[0], hidden_sizes=(8,), activation="relu")
+    with torch.no_grad():
+        actor.network[-1].weight.mul_(100.0)
+    policy = Policy(actor, space, ACTIONS[0], hidden_sizes=(8,), activation="relu")
+    images = np.random.default_rng(0).integers(0, 256, (20, 36, 36, 3), np.uint8)
+    checkpoint.save(tmp_path / "checkpoint.pt", {"policy": policy.state_dict()})
+    loaded = load(tmp_path)
+    assert loaded.observation_space == space
+    assert np.array_equal(loaded.act(images), policy.act(images))
+    assert len(np.unique(policy.act(images))) > 1
+    assert ACTIONS[0].contains(policy.act(images[0], deterministic=False))
+    with pytest.raises(ValueError, match="observation_normalizer: got one for images"):
+        Policy(actor, space, ACTIONS[0], observation_normalizer=ObservationNormalizer(space.shape))

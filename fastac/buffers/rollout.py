@@ -16,7 +16,7 @@ from fastac.returns import gae
 class Batch(NamedTuple):
     """Transitions to learn from; every field has the batch in its first dimension."""
 
-    observations: Tensor  # (B, *observation), float32, as the policy saw them
+    observations: Tensor  # (B, *observation), float32 (images uint8), as the policy saw them
     actions: Tensor  # (B, *action), raw: as the policy drew them
     log_probs: Tensor  # (B,), log pi_old(a | s)
     values: Tensor  # (B,), V_old(s)
