@@ -29,7 +29,9 @@ _SCHEMAS = {
 _importance_ratio_at: Callable[..., None] = kernels.importance_ratio_at
 _importance_ratio_backward_at: Callable[..., None] = kernels.importance_ratio_backward_at
 _ppo_clip_loss_at: Callable[..., None] = kernels.ppo_clip_loss_at
-_bool, _empty_like = torch.bool, torch.empty_like
+_bool, _empty_like, _is_grad_enabled = torch.bool, torch.empty_like, torch.is_grad_enabled
+# `empty_like` takes two thirds of the time of `empty`.
+_NUMBERS = {dtype: (like, torch.empty((), dtype=dtype), torch.empty(5, dtype=dtype)) for dtype, like in _LIKE.items()}
 # Loss, gradient, statistics.
 Result = tuple[Tensor, Tensor, Tensor]
 
@@ -262,9 +264,8 @@ class _PPOClipLoss(torch.autograd.Function):
     """The loss, differentiable once; its gradient is there already."""
 
     @staticmethod
-    def forward(ctx: Any, log_probs: Tensor, plain: bool, *others: Any) -> Result:
-        run = _run_plain if plain else torch.ops.fastac.ppo_clip_loss
-        loss, gradient, statistics = run(log_probs, *others)
+    def forward(ctx: Any, log_probs: Tensor, *others: Any) -> Result:
+        loss, gradient, statistics = torch.ops.fastac.ppo_clip_loss(log_probs, *others)
         ctx.mark_non_differentiable(gradient, statistics)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(gradient)
@@ -274,10 +275,24 @@ class _PPOClipLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, outer: Tensor | None, *_: Any) -> Any:
         if outer is None:
-            return (None,) * 7
+            return (None,) * 6
         _refuse_second_derivatives("ppo_clip_loss")
         (gradient,) = ctx.saved_tensors
-        return (outer * gradient).to(ctx.dtype), None, None, None, None, None, None
+        return (outer * gradient).to(ctx.dtype), None, None, None, None, None
+
+
+class _PlainLoss(torch.autograd.Function):
+    """The same around what is computed already: each tensor less that goes in or out saves a microsecond."""
+
+    @staticmethod
+    def forward(ctx: Any, log_probs: Tensor, found: Result) -> Tensor:
+        ctx.save_for_backward(found[1])
+        return found[0]
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> Any:
+        _refuse_second_derivatives("ppo_clip_loss")
+        return outer * ctx.saved_tensors[0], None
 
 
 class _ImportanceRatio(torch.autograd.Function):
@@ -298,28 +313,12 @@ class _ImportanceRatio(torch.autograd.Function):
 
 
 _differentiable_loss: Callable[..., Any] = _PPOClipLoss.apply
+_with_gradient: Callable[..., Any] = _PlainLoss.apply
 _differentiable_ratio: Callable[..., Any] = _ImportanceRatio.apply
 
 
 def _in_transform() -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _run_plain(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    mask: Tensor | None,
-    clip_coef: float,
-    dual_clip: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    gradient, loss, statistics = _empty_like(log_probs), log_probs.new_empty(()), log_probs.new_empty(5)
-    _ppo_clip_loss_at(
-        log_probs.data_ptr(), old_log_probs.data_ptr(), advantages.data_ptr(), 0 if mask is None else mask.data_ptr(),
-        loss.data_ptr(), gradient.data_ptr(), statistics.data_ptr(), log_probs.numel(), clip_coef, dual_clip,
-        _LIKE[log_probs.dtype],
-    )  # fmt: skip
-    return loss, gradient, statistics
 
 
 def plain_ppo_clip_loss(
@@ -336,7 +335,8 @@ def plain_ppo_clip_loss(
     elif not (type(dual_clip) is float and 1.0 < dual_clip < math.inf):
         return None
     dtype, shape = log_probs.dtype, log_probs.shape
-    if dtype not in _LIKE:
+    numbers = _NUMBERS.get(dtype)
+    if numbers is None:
         return None
     for x in (log_probs, old_log_probs, advantages):
         if not (
@@ -348,11 +348,15 @@ def plain_ppo_clip_loss(
         type(mask) is Tensor and mask.dtype is _bool and mask.shape == shape and mask.is_cpu and mask.is_contiguous()
     ):
         return None
-    if log_probs.requires_grad and torch.is_grad_enabled():
-        return cast(
-            "Result", _differentiable_loss(log_probs, True, old_log_probs, advantages, mask, clip_coef, dual_clip)
-        )
-    return _run_plain(log_probs, old_log_probs, advantages, mask, clip_coef, dual_clip)
+    like, loss, statistics = numbers
+    found = loss, gradient, statistics = _empty_like(loss), _empty_like(log_probs), _empty_like(statistics)
+    _ppo_clip_loss_at(
+        log_probs.data_ptr(), old_log_probs.data_ptr(), advantages.data_ptr(), 0 if mask is None else mask.data_ptr(),
+        loss.data_ptr(), gradient.data_ptr(), statistics.data_ptr(), log_probs.numel(), clip_coef, dual_clip, like,
+    )  # fmt: skip
+    if log_probs.requires_grad and _is_grad_enabled():
+        return _with_gradient(log_probs, found), gradient, statistics
+    return found
 
 
 def ppo_clip_loss(
@@ -368,7 +372,7 @@ def ppo_clip_loss(
     if _in_transform():
         return _ppo_clip_loss_torch(log_probs, *others)
     if log_probs.requires_grad and torch.is_grad_enabled():
-        return cast("Result", _differentiable_loss(log_probs, False, *others))
+        return cast("Result", _differentiable_loss(log_probs, *others))
     return cast("Result", torch.ops.fastac.ppo_clip_loss(log_probs, *others))
 
 

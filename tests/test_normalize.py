@@ -156,3 +156,12 @@ def test_normalisers_go_on_from_their_state():
     one.update(rewards[1])
     two.update(rewards[1])
     assert np.array_equal(one(rewards[0]), two(rewards[0]))
+
+
+def test_r11_normalised_advantages_far_from_zero() -> None:
+    """Row R11: E[x^2] - E[x]^2 of values around 1e4 has no digit left in float32; centred squares have them all."""
+    x = (1e4 + np.random.default_rng(0).normal(size=10_000)).astype(np.float32)
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean()) / wide.std(ddof=1)
+    for kind in KINDS:
+        np.testing.assert_allclose(as_array(normalize_advantages(kind(x))), expected, atol=2e-3)

@@ -81,6 +81,18 @@ def _rows_at(address: Any, rows: Any, lanes: Any, like: Any) -> Any:
     return compiled
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def widest_vectors(typingctx: Any) -> Any:
+    """Let LLVM use 512-bit registers in the function that says so: by itself it stops at 256 on most processors."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        # llvmlite knows no such attribute, but prints what the set holds.
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
 @kernel
 def addresses(
     a: NDArray[Any], b: NDArray[Any], c: NDArray[Any], d: NDArray[Any],

@@ -15,104 +15,64 @@ Blocks are summed in their own type, in vector registers, and the blocks' sums i
 from typing import Any
 
 import numpy as np
-from numba import float64, types
-from numba.extending import overload
+from numba import float64
 from numpy.typing import NDArray
 
 from fastac_kernels._jit import entry, inline, kernel
-from fastac_kernels.exp import exp
-from fastac_kernels.memory import address_of, array_at
+from fastac_kernels.exp import bounded_exp
+from fastac_kernels.memory import address_of, array_at, widest_vectors
 from fastac_kernels.recurrence import bounds
 
 Array = NDArray[Any]
 
 MAX_LOG_RATIO = 20.0
 BLOCK = 2048
-# Where |x| is below this, rho - 1 - x is summed as a series: the difference loses the digits that rho shares with 1.
-SMALL = np.float32(0.5)
-C2, C3, C4, C5 = np.float32(1 / 2), np.float32(1 / 6), np.float32(1 / 24), np.float32(1 / 120)
-C6, C7, C8 = np.float32(1 / 720), np.float32(1 / 5040), np.float32(1 / 40320)
-
-
-def excess(x: Any, ratio: Any) -> Any:
-    """exp(x) - 1 - x, given exp(x); for compiled code."""
-    return np.expm1(x) - x
-
-
-@overload(excess, jit_options={"forceinline": True})  # type: ignore[untyped-decorator]
-def _excess(x: Any, ratio: Any) -> Any:
-    def series(x: Any, ratio: Any) -> Any:
-        near = x * x * (C2 + x * (C3 + x * (C4 + x * (C5 + x * (C6 + x * (C7 + x * C8))))))
-        return near if abs(x) < SMALL else ratio - np.float32(1.0) - x
-
-    def libm(x: Any, ratio: Any) -> Any:
-        return np.expm1(x) - x
-
-    return series if x == types.float32 else libm
-
-
-@inline
-def _clipped(given: Any, advantage: Any, low: Any, high: Any, dual: Any) -> tuple[Any, Any, Any, Any]:
-    """One element's x and rho, rho as the objective sees it, and whether clip or bound hold it: then no gradient is.
-
-    min(rho A, clip(rho) A) is A times a rho bounded on one side alone, which the sign of A chooses.
-    """
-    real = type(given)
-    zero, limit, infinite = real(0), real(MAX_LOG_RATIO), real(np.inf)
-    x = limit if given > limit else given
-    x = -limit if x < -limit else x  # NaN stays
-    ratio = exp(x)
-    least = low if advantage < zero else zero
-    most = high if advantage > zero else (dual if advantage < zero else infinite)
-    seen = most if ratio > most else ratio
-    seen = least if seen < least else seen
-    return x, ratio, seen, (ratio > most) | (ratio < least) | (given > limit) | (given < -limit)
 
 
 @inline
 def _surrogate(
-    log_probs: Array, old_log_probs: Array, advantages: Array, low: Any, high: Any, dual: Any, scale: Any,
-    gradient: Array,
+    log_probs: Array, old_log_probs: Array, advantages: Array, mask: Array | None, low: Any, high: Any, dual: Any,
+    scale: Any, gradient: Array,
 ) -> tuple[Any, Any, Any, Any, Any]:  # fmt: skip
-    """One block: its gradient, and the sums of losses, k1, x^2, k3 and of ratios outside the clip's range."""
-    zero, one = gradient.dtype.type(0), gradient.dtype.type(1)
-    losses, k1s, squares, k3s, outside = zero, zero, zero, zero, zero
-    for i in range(gradient.size):
-        advantage = advantages[i]
-        x, ratio, seen, held = _clipped(log_probs[i] - old_log_probs[i], advantage, low, high, dual)
-        gradient[i] = zero if held else ratio * advantage * scale
-        losses -= seen * advantage
-        k1s -= x
-        squares += x * x
-        k3s += excess(x, ratio)
-        outside += one if (ratio > high) | (ratio < low) else zero
-    return losses, k1s, squares, k3s, outside
+    """One block: its gradient, and the sums of losses, x, x^2, k3 and of ratios outside the clip's range.
 
-
-@inline
-def _masked_surrogate(
-    log_probs: Array, old_log_probs: Array, advantages: Array, mask: Array, low: Any, high: Any, dual: Any, scale: Any,
-    gradient: Array,
-) -> tuple[Any, Any, Any, Any, Any]:  # fmt: skip
-    """The same where the mask is set; elsewhere x = 0 and A = 0, which add nothing to any sum."""
-    zero, one = gradient.dtype.type(0), gradient.dtype.type(1)
-    losses, k1s, squares, k3s, outside = zero, zero, zero, zero, zero
+    `mask` and `dual` may be None. Where the mask is not set x = 0 and A = 0, which add nothing to any sum.
+    """
+    widest_vectors()
+    real = gradient.dtype.type
+    zero, one, limit = real(0), real(1), real(MAX_LOG_RATIO)
+    losses, xs, squares, k3s, outside = zero, zero, zero, zero, zero
     for i in range(gradient.size):
-        valid = mask[i] != 0
-        advantage = advantages[i] if valid else zero
-        given = log_probs[i] - old_log_probs[i] if valid else zero
-        x, ratio, seen, held = _clipped(given, advantage, low, high, dual)
-        gradient[i] = ratio * advantage * scale if valid & (not held) else zero
-        losses -= seen * advantage
-        k1s -= x
+        a, given = advantages[i], log_probs[i] - old_log_probs[i]
+        if mask is not None:
+            a, given = (a, given) if mask[i] != 0 else (zero, zero)
+        x = limit if given > limit else given
+        x = -limit if x < -limit else x  # NaN stays
+        ratio, excess = bounded_exp(x)
+        clipped = high if ratio > high else ratio
+        clipped = low if clipped < low else clipped
+        plain, other = ratio * a, clipped * a
+        is_outside = (clipped < ratio) | (clipped > ratio)
+        # At equal objectives, too: rounding may hide that the ratio is outside.
+        held = (is_outside & (other <= plain)) | (given > limit) | (given < -limit)
+        objective = other if other < plain else plain
+        if dual is not None:
+            floor = dual * a
+            bounded = (a < zero) & (objective < floor)
+            objective = floor if bounded else objective
+            held |= bounded
+        gradient[i] = zero if held else plain * scale
+        losses -= objective
+        xs += x
         squares += x * x
-        k3s += excess(x, ratio)
-        outside += one if (ratio > high) | (ratio < low) else zero
-    return losses, k1s, squares, k3s, outside
+        k3s += excess
+        outside += one if is_outside else zero
+    return losses, xs, squares, k3s, outside
 
 
 @inline
 def _count(mask: Array) -> int:
+    widest_vectors()
     valid = 0
     for i in range(mask.size):
         valid += mask[i] != 0
@@ -144,27 +104,29 @@ def ppo_clip_loss_at(
     itemsize, real = out.itemsize, out.dtype.type
     count = _count(array_at(mask, total, byte)) if mask != 0 else total
     low, high, dual, scale = real(1.0 - clip_coef), real(1.0 + clip_coef), real(dual_clip), real(-1.0 / max(count, 1))
-    losses, k1s, squares, k3s, outside = 0.0, 0.0, 0.0, 0.0, 0.0
+    losses, xs, squares, k3s, outside = 0.0, 0.0, 0.0, 0.0, 0.0
     for start in range(0, total, BLOCK):
         size, at = min(BLOCK, total - start), start * itemsize
         new, old = array_at(log_probs + at, size, like), array_at(old_log_probs + at, size, like)
         a, g = array_at(advantages + at, size, like), array_at(gradient + at, size, like)
-        if mask == 0:
-            sums = _surrogate(new, old, a, low, high, dual, scale, g)
+        if mask == 0 and dual_clip == np.inf:
+            sums = _surrogate(new, old, a, None, low, high, None, scale, g)
+        elif mask == 0:
+            sums = _surrogate(new, old, a, None, low, high, dual, scale, g)
         else:
-            sums = _masked_surrogate(new, old, a, array_at(mask + start, size, byte), low, high, dual, scale, g)
+            sums = _surrogate(new, old, a, array_at(mask + start, size, byte), low, high, dual, scale, g)
         losses += sums[0]
-        k1s += sums[1]
+        xs += sums[1]
         squares += sums[2]
         k3s += sums[3]
         outside += sums[4]
     n = max(count, 1)
     array_at(loss, 1, like)[0] = real(losses / n)
-    out[0] = real(k1s / n)
+    out[0] = real(0.0 - xs / n)
     out[1] = real(0.5 * squares / n)
     out[2] = real(k3s / n)
     out[3] = real(outside / n)
-    out[4] = real(((count - k1s) + k3s) / n)
+    out[4] = real(((count + xs) + k3s) / n)
 
 
 @entry(lambda real: (*[real[::1]] * 3, float64, float64, *[real[::1]] * 2))
@@ -195,7 +157,7 @@ def _exponentials(mask: Array, masked: bool, ratios: Array, slopes: Array) -> No
     for i in range(ratios.size):
         given = slopes[i]
         x = limit if given > limit else given
-        ratio = exp(-limit if x < -limit else x)
+        ratio, _ = bounded_exp(-limit if x < -limit else x)
         dropped = masked & (mask[i] == 0)
         ratios[i] = zero if dropped else ratio
         slopes[i] = zero if dropped | (given > limit) | (given < -limit) else ratio

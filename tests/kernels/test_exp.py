@@ -1,12 +1,13 @@
 """exp without branches (row N6 of the pitfalls): its error over the whole range of float32, and its special values."""
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fastac_kernels._jit import kernel
-from fastac_kernels.exp import exp
+from fastac_kernels.exp import bounded_exp, exp
 
 
 @kernel
@@ -77,3 +78,31 @@ def test_it_grows_and_is_deterministic_in_every_lane() -> None:
     whole = compiled(x)
     assert (np.diff(whole) >= 0).all()
     np.testing.assert_array_equal(np.concatenate([compiled(x[i : i + 1]) for i in range(0, 1003, 17)]), whole[::17])
+
+
+@kernel
+def bounded_over(x: Any, out: Any, rest: Any) -> None:
+    for i in range(x.size):
+        out[i], rest[i] = bounded_exp(x[i])
+
+
+def test_bounded_has_the_same_error_and_gives_what_is_left_of_the_series() -> None:
+    """exp(x) - 1 - x keeps its digits close to 0, where the difference has none left."""
+    half = np.concatenate([bits(1e-12, 1e-3, 100_003), bits(1e-3, 80.0, 101)])
+    x = np.concatenate([half, -half, [0, np.nan]]).astype(np.float32)
+    out, rest = np.empty_like(x), np.empty_like(x)
+    bounded_over(x, out, rest)
+    assert np.abs(out[:-1] / np.exp(x[:-1].astype(np.float64)) - 1).max() < 2e-7
+    assert out[-2] == 1
+    assert np.isnan(out[-1])
+    assert rest[-2] == 0
+    assert np.isnan(rest[-1])
+    series = sum(x[:-2].astype(np.float64) ** k / math.factorial(k) for k in range(2, 30))
+    wide = x[:-2].astype(np.float64)
+    wanted = np.where(np.abs(wide) < 1, series, np.expm1(wide) - wide)
+    assert np.abs(rest[:-2] / wanted - 1).max() < 2e-6
+    assert (rest[:-2] >= 0).all()
+    double = np.array([-1.0, 1.0])
+    out, rest = np.empty(2), np.empty(2)
+    bounded_over(double, out, rest)
+    np.testing.assert_allclose(rest, np.exp(double) - 1 - double, rtol=1e-14)
