@@ -16,7 +16,7 @@ import gymnasium
 import tyro
 
 from fastac import checkpoint
-from fastac.algorithms import ALGORITHMS, resume
+from fastac.algorithms import ALGORITHMS, preset, resume
 from fastac.envs import EnvError
 from fastac.evaluate import Evaluation, evaluate
 from fastac.policy import CHECKPOINT, Policy
@@ -24,6 +24,10 @@ from fastac.policy import load as load_policy
 from fastac.run import Result, RunError, torch_device
 
 INTERRUPTED = 130
+CATALOGUE = (
+    "Train an algorithm, then evaluate its policy. They are in the order of their ideas, each one file, "
+    "fastac/algorithms/NAME.py. Options and presets: `fastac train NAME --help`."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +78,10 @@ def main(arguments: Sequence[str]) -> int:
 def train(arguments: list[str]) -> int:
     """`fastac train ALGORITHM`: trains, then evaluates."""
     options = tyro.cli(
-        train_options(preset_named_in(arguments)),
+        train_options(arguments),
         prog="fastac train",
         args=arguments,
-        description="Train an algorithm.",
+        description=CATALOGUE,
     )
     module = importlib.import_module(f"fastac.algorithms.{options.algorithm}")
     run_dir = options.run_dir or default_run_dir(options.algorithm, options.config)
@@ -103,8 +107,12 @@ def evaluate_run(arguments: list[str]) -> int:
     return 0
 
 
-def train_options(preset: str | None) -> Any:
-    """Returns the type of `fastac train`'s command line: one subcommand an algorithm, defaults from the preset."""
+def train_options(arguments: Sequence[str]) -> Any:
+    """Returns the type of `fastac train`'s command line: one subcommand an algorithm, defaults from the preset.
+
+    What the parser starts from is read off the arguments: the preset, and the environment, which it may depend on.
+    """
+    named, env_id = value_of("preset", arguments), value_of("env-id", arguments)
     commands: list[Any] = []
     for name, description in ALGORITHMS.items():
         module = importlib.import_module(f"fastac.algorithms.{name}")
@@ -131,8 +139,10 @@ def train_options(preset: str | None) -> Any:
             ],
             frozen=True,
         )
-        chosen = preset if preset in presets else first
-        default = options(config=presets[chosen], preset=chosen)
+        chosen, environment = first, None
+        if name in arguments[:1]:
+            chosen, environment = (named if named in presets else first), env_id
+        default = options(config=preset(name, chosen, environment), preset=chosen)
         commands.append(
             Annotated[options, tyro.conf.subcommand(name, default=default, description=description, prefix_name=False)]
         )
@@ -141,11 +151,19 @@ def train_options(preset: str | None) -> Any:
     return Union[tuple(commands)]  # noqa: UP007
 
 
-def preset_named_in(arguments: Sequence[str]) -> str | None:
-    """Returns the value of `--preset`, which sets the defaults that the parser starts from."""
-    joined = " ".join(arguments)
-    found = re.search(r"(?:^| )--preset[ =](\S+)", joined)
-    return None if found is None else found[1]
+def value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """Returns what a command line gives for `--option`, or None; dashes and underscores are the same.
+
+    Example:
+        >>> value_of("env-id", ["ppo", "--env_id=CartPole-v1"])
+        'CartPole-v1'
+    """
+    found = None
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag.replace("_", "-") == f"--{option}":
+            found = value if equals else "".join(arguments[i + 1 : i + 2])
+    return found or None
 
 
 def default_run_dir(algorithm: str, config: Any) -> Path:

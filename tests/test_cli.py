@@ -68,6 +68,16 @@ def test_presets_are_defaults_that_options_change(tmp_path):
     assert (config["update_epochs"], config["gae_lambda"], config["gamma"]) == (20, 0.8, 0.9)
 
 
+def test_presets_depend_on_the_environment_where_the_publication_does(tmp_path, capsys):
+    run = tmp_path / "run"
+    options = ["--preset=sb3-zoo", "--env_id", "Acrobot-v1", "--num-minibatches", "1", "--num-envs", "2"]
+    assert main(["train", "ppo", *options, "--run-dir", str(run), *SMALL]) == 0
+    config = checkpoint.load(run / "checkpoint.pt")["config"]
+    assert (config["env_id"], config["gae_lambda"], config["normalize_rewards"]) == ("Acrobot-v1", 0.94, True)
+    assert main(["train", "ppo", "--preset", "sb3-zo", "--env-id", "Acrobot-v1"]) == 2
+    assert "sb3-zoo" in capsys.readouterr().err
+
+
 def test_an_environment_of_a_module(tmp_path, monkeypatch, capsys):
     (tmp_path / "some_module.py").write_text("import probe_envs\nprobe_envs.register()\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -19,6 +19,39 @@ ALGORITHMS = {
 """Module name to description and paper."""
 
 
+def preset(algorithm: str, name: str, env_id: str | None = None) -> Any:
+    """Returns a Config of published hyperparameters.
+
+    Args:
+        algorithm: A key of `ALGORITHMS`.
+        name: A key of its module's `PRESETS`. An entry is a Config for any environment, or one Config for each of
+            several environments and, under "default", for the others.
+        env_id: The environment; None: the one that the publication has, or has first.
+
+    Raises:
+        fastac.run.RunError: there is no such algorithm or preset, or none for this environment.
+
+    Example:
+        >>> preset("ppo", "sb3-zoo").gae_lambda, preset("ppo", "sb3-zoo", "Acrobot-v1").gae_lambda
+        (0.8, 0.94)
+    """
+    from fastac.run import RunError
+
+    if algorithm not in ALGORITHMS:
+        raise RunError(f"algorithm: got {algorithm!r}, expected one of {', '.join(ALGORITHMS)}")
+    presets = importlib.import_module(f"fastac.algorithms.{algorithm}").PRESETS
+    if name not in presets:
+        raise RunError(f"preset: got {name!r}, expected one of {', '.join(presets)} for {algorithm}")
+    entry = presets[name]
+    if isinstance(entry, dict):
+        first = next(iter(entry))
+        known = first if env_id is None else env_id.rpartition(":")[2]
+        if known not in entry and "default" not in entry:
+            raise RunError(f"preset: {name} of {algorithm} has no setting for {env_id}, only for {', '.join(entry)}")
+        entry = entry.get(known, entry.get("default"))
+    return entry if env_id is None else dataclasses.replace(entry, env_id=env_id)
+
+
 def resume(
     run: str | Path,
     callback: Callback | None = None,

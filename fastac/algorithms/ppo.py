@@ -105,8 +105,23 @@ class Config:
             raise RunError(f"dual_clip: got {self.dual_clip}, expected above 1, or None")
 
 
-PRESETS = {
+# The defaults of Stable-Baselines3's PPO. Its value loss is a whole squared error times 0.5, ours half of one times 1.
+SB3 = Config(
+    learning_rate=3e-4,
+    num_envs=1,
+    num_steps=2048,
+    anneal_lr=False,
+    num_minibatches=32,
+    update_epochs=10,
+    clip_vloss=False,
+    ent_coef=0.0,
+    vf_coef=1.0,
+)
+NORMALIZED: dict[str, Any] = {"normalize_observations": True, "normalize_rewards": True}
+
+PRESETS: dict[str, Config | dict[str, Config]] = {
     "cleanrl": Config(),
+    # ppo_continuous_action.py.
     "cleanrl-mujoco": Config(
         env_id="HalfCheetah-v5",
         total_timesteps=1_000_000,
@@ -116,24 +131,96 @@ PRESETS = {
         num_minibatches=32,
         update_epochs=10,
         ent_coef=0.0,
-        normalize_observations=True,
-        normalize_rewards=True,
+        **NORMALIZED,
     ),
-    # RL Baselines3 Zoo's CartPole. Its value loss is a whole squared error times 0.5, ours half of one times 1.
-    "sb3-zoo": Config(
-        total_timesteps=100_000,
-        learning_rate=1e-3,
+    # ppo_atari.py, but for its actor and critic that share their convolutions. Frames are skipped, resized and stacked
+    # by the environment, or not at all: gymnasium.wrappers.AtariPreprocessing, FrameStackObservation.
+    "cleanrl-atari": Config(
+        env_id="ALE/Breakout-v5",
+        total_timesteps=10_000_000,
         num_envs=8,
-        num_steps=32,
-        gamma=0.98,
-        gae_lambda=0.8,
-        num_minibatches=1,
-        update_epochs=20,
-        anneal_clip=True,
-        clip_vloss=False,
-        ent_coef=0.0,
-        vf_coef=1.0,
+        clip_coef=0.1,
+        hidden_sizes=(512,),
+        activation="relu",
     ),
+    "sb3": SB3,
+    # RL Baselines3 Zoo, hyperparams/ppo.yml (April 2026). MuJoCo's are left out: they need what we do not have, weights
+    # that are not orthogonal and a log deviation that starts at -2.
+    "sb3-zoo": {
+        "CartPole-v1": dataclasses.replace(
+            SB3,
+            total_timesteps=100_000,
+            learning_rate=1e-3,
+            anneal_lr=True,
+            num_envs=8,
+            num_steps=32,
+            gamma=0.98,
+            gae_lambda=0.8,
+            num_minibatches=1,
+            update_epochs=20,
+            anneal_clip=True,
+        ),
+        "Acrobot-v1": dataclasses.replace(
+            SB3,
+            env_id="Acrobot-v1",
+            total_timesteps=1_000_000,
+            num_envs=16,
+            num_steps=256,
+            gae_lambda=0.94,
+            num_minibatches=64,
+            update_epochs=4,
+            **NORMALIZED,
+        ),
+        # The zoo explores by generalised state-dependent noise there (use_sde), drawn anew every 4 steps; here by
+        # independent Gaussian noise in every step.
+        "Pendulum-v1": dataclasses.replace(
+            SB3,
+            env_id="Pendulum-v1",
+            total_timesteps=100_000,
+            learning_rate=1e-3,
+            num_envs=4,
+            num_steps=1024,
+            gamma=0.9,
+            num_minibatches=64,
+        ),
+        "MountainCar-v0": dataclasses.replace(
+            SB3,
+            env_id="MountainCar-v0",
+            total_timesteps=1_000_000,
+            num_envs=16,
+            num_steps=16,
+            gae_lambda=0.98,
+            num_minibatches=4,
+            update_epochs=4,
+            **NORMALIZED,
+        ),
+        **{
+            env_id: dataclasses.replace(
+                SB3,
+                env_id=env_id,
+                total_timesteps=1_000_000,
+                num_envs=16,
+                num_steps=1024,
+                gamma=0.999,
+                gae_lambda=0.98,
+                num_minibatches=256,
+                update_epochs=4,
+                ent_coef=0.01,
+            )
+            for env_id in ("LunarLander-v3", "LunarLanderContinuous-v3")
+        },
+        "BipedalWalker-v3": dataclasses.replace(
+            SB3,
+            env_id="BipedalWalker-v3",
+            total_timesteps=5_000_000,
+            num_envs=32,
+            gamma=0.999,
+            num_minibatches=1024,
+            clip_coef=0.18,
+            **NORMALIZED,
+        ),
+        "default": dataclasses.replace(SB3, total_timesteps=1_000_000),
+    },
 }
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 
 import gymnasium
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastac.algorithms import ppo
+from fastac.algorithms import ppo, preset
 from fastac.normalize import RewardNormalizer
 from fastac.run import RunError, torch_threads
 
@@ -431,6 +432,42 @@ def test_defaults_are_cleanrls():
     assert ppo.PRESETS["cleanrl"] == ppo.Config()
 
 
+def test_the_sb3_preset_is_sb3s_defaults():
+    """Row A5; its vf_coef multiplies a whole squared error, ours half of one."""
+    sb3 = pytest.importorskip("stable_baselines3", reason="the peer is not installed")
+    theirs = {name: p.default for name, p in inspect.signature(sb3.PPO.__init__).parameters.items()}
+    ours = preset("ppo", "sb3", "Pendulum-v1")
+    assert ours.env_id == "Pendulum-v1"
+    assert ours.num_envs * ours.num_steps // ours.num_minibatches == theirs["batch_size"]
+    same = {
+        "learning_rate": "learning_rate",
+        "num_steps": "n_steps",
+        "update_epochs": "n_epochs",
+        "gamma": "gamma",
+        "gae_lambda": "gae_lambda",
+        "clip_coef": "clip_range",
+        "ent_coef": "ent_coef",
+        "max_grad_norm": "max_grad_norm",
+        "norm_adv": "normalize_advantage",
+        "target_kl": "target_kl",
+    }
+    assert {name: getattr(ours, name) for name in same} == {name: theirs[other] for name, other in same.items()}
+    assert ours.vf_coef == 2 * theirs["vf_coef"]
+    assert theirs["clip_range_vf"] is None
+    assert not ours.clip_vloss
+    assert not ours.anneal_lr
+
+
+@pytest.mark.parametrize("env_id", [*ppo.PRESETS["sb3-zoo"], "Nobody-v0"])
+def test_the_zoos_minibatches_hold_64_rows(env_id):
+    """RL Baselines3 Zoo gives batch sizes, Stable-Baselines3's 64 where it gives none; CartPole's is the rollout."""
+    setting = preset("ppo", "sb3-zoo", env_id)
+    setting.check()
+    assert setting.env_id == env_id
+    rows = setting.num_envs * setting.num_steps // setting.num_minibatches
+    assert rows == (256 if env_id == "CartPole-v1" else 64)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -459,18 +496,18 @@ def test_training_leaves_torch_as_it_was():
 
 
 def test_cartpole_improves():
-    result = ppo.train(dataclasses.replace(ppo.PRESETS["sb3-zoo"], total_timesteps=20_000))
+    result = ppo.train(dataclasses.replace(preset("ppo", "sb3-zoo"), total_timesteps=20_000))
     assert result.finished
     assert result.episode_return > 100
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("preset", "seeds"), [("cleanrl", 1), ("sb3-zoo", 4)])
-def test_cartpole_is_solved(preset, seeds):
+@pytest.mark.parametrize(("name", "seeds"), [("cleanrl", 1), ("sb3-zoo", 4)])
+def test_cartpole_is_solved(name, seeds):
     """At the zoo's hyperparameters one seed in a dozen collapses late, in other libraries as here."""
     from fastac.evaluate import evaluate, interquartile_mean
 
-    configs = [dataclasses.replace(ppo.PRESETS[preset], seed=seed) for seed in range(1, seeds + 1)]
+    configs = [dataclasses.replace(preset("ppo", name), seed=seed) for seed in range(1, seeds + 1)]
     means = [evaluate(ppo.train(config).policy, "CartPole-v1").mean for config in configs]
     assert interquartile_mean(means) >= 475
 

@@ -38,11 +38,13 @@ def test_totals_are_whole_rollouts(name: str) -> None:
 @pytest.mark.parametrize("name", ["cleanrl", "zoo"])
 def test_fastac_gets_the_published_options(name: str) -> None:
     """The same as its presets, which are tested against the publications, but for whole rollouts and the seed."""
-    from fastac.algorithms import ppo
+    from fastac.algorithms import preset
 
-    preset = ppo.PRESETS["cleanrl" if name == "cleanrl" else "sb3-zoo"]
+    published = preset("ppo", "cleanrl" if name == "cleanrl" else "sb3-zoo")
     setting = ppo_settings.SETTINGS[name]
-    assert ppo_settings.fastac_config(setting, 3) == dataclasses.replace(preset, seed=3, total_timesteps=setting.steps)
+    assert ppo_settings.fastac_config(setting, 3) == dataclasses.replace(
+        published, seed=3, total_timesteps=setting.steps
+    )
 
 
 @pytest.mark.parametrize("name", list(ppo_settings.SETTINGS))
