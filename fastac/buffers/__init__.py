@@ -1,6 +1,7 @@
 """Where experience waits between the environment and the learner."""
 
+from fastac.buffers.replay import ReplayBuffer, Transitions
 from fastac.buffers.rollout import Batch, RolloutBuffer
 from fastac.buffers.staging import Sampler, Staging
 
-__all__ = ["Batch", "RolloutBuffer", "Sampler", "Staging"]
+__all__ = ["Batch", "ReplayBuffer", "RolloutBuffer", "Sampler", "Staging", "Transitions"]

@@ -1,0 +1,162 @@
+"""Loads, stores, copies and prefetches at raw addresses, for kernels over packed rows.
+
+A packed row holds fields of several types, so its kernels see bytes. Nothing here is checked: whoever computes an
+address has checked what it is computed from.
+"""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+from fastac_kernels._jit import inline
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _load(typingctx: Any, address: Any, like: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.PointerType(context.get_data_type(like)))
+        value = builder.load(pointer)
+        value.align = 1
+        return value
+
+    return like(address, like), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _store(typingctx: Any, address: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.PointerType(context.get_data_type(value)))
+        builder.store(args[1], pointer).align = 1
+        return context.get_dummy_value()
+
+    return types.void(address, value), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _copy(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(64)
+        memcpy = builder.module.declare_intrinsic("llvm.memcpy", [byte, byte, word])
+        to, of = (builder.inttoptr(x, byte) for x in args[:2])
+        builder.call(memcpy, [to, of, args[2], ir.Constant(ir.IntType(1), 0)])
+        return context.get_dummy_value()
+
+    return types.void(target, source, size), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _prefetch(typingctx: Any, address: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte, small = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, small, small, small])
+        hint = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        to_read, keep, data = (ir.Constant(small, x) for x in (0, 3, 1))
+        builder.call(hint, [builder.inttoptr(args[0], byte), to_read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(address), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _high(typingctx: Any, a: Any, b: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        wide = ir.IntType(128)
+        product = builder.mul(builder.zext(args[0], wide), builder.zext(args[1], wide))
+        return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
+
+    return types.uint64(types.uint64, types.uint64), codegen
+
+
+def load(address: int, like: Any) -> Any:
+    """The value of the type of the scalar `like` at an address, aligned or not."""
+    dtype = np.dtype(type(like))
+    return np.frombuffer(ctypes.string_at(int(address), dtype.itemsize), dtype)[0]
+
+
+@overload(load, inline="always")  # type: ignore[untyped-decorator]
+def _load_overload(address: Any, like: Any) -> Any:
+    def compiled(address: Any, like: Any) -> Any:
+        return _load(address, like)
+
+    return compiled
+
+
+def store(address: int, value: Any) -> None:
+    """Writes the scalar `value` at an address, aligned or not."""
+    data = np.asarray(value).tobytes()
+    ctypes.memmove(int(address), data, len(data))
+
+
+@overload(store, inline="always")  # type: ignore[untyped-decorator]
+def _store_overload(address: Any, value: Any) -> Any:
+    def compiled(address: Any, value: Any) -> Any:
+        _store(address, value)
+
+    return compiled
+
+
+def copy(target: int, source: int, size: int) -> None:
+    """Copies `size` bytes that do not overlap."""
+    ctypes.memmove(int(target), int(source), int(size))
+
+
+@overload(copy, inline="always")  # type: ignore[untyped-decorator]
+def _copy_overload(target: Any, source: Any, size: Any) -> Any:
+    def compiled(target: Any, source: Any, size: Any) -> Any:
+        _copy(target, source, size)
+
+    return compiled
+
+
+def prefetch(address: int) -> None:
+    """Asks for the cache line of an address, which need not be readable."""
+
+
+@overload(prefetch, inline="always")  # type: ignore[untyped-decorator]
+def _prefetch_overload(address: Any) -> Any:
+    def compiled(address: Any) -> Any:
+        _prefetch(address)
+
+    return compiled
+
+
+def high_word(a: Any, b: Any) -> Any:
+    """The upper 64 bits of the product of two unsigned 64-bit integers."""
+    return np.uint64((int(a) * int(b)) >> 64)
+
+
+@overload(high_word, inline="always")  # type: ignore[untyped-decorator]
+def _high_word_overload(a: Any, b: Any) -> Any:
+    def compiled(a: Any, b: Any) -> Any:
+        return _high(np.uint64(a), np.uint64(b))
+
+    return compiled
+
+
+@inline
+def equal(a: int, b: int, size: int) -> bool:
+    """Whether `size` bytes are the same at both addresses."""
+    if size < 8:
+        other = np.uint8(0)
+        for i in range(size):
+            other |= load(a + i, np.uint8(0)) ^ load(b + i, np.uint8(0))
+        return bool(other == 0)
+    # Eight words at a time, so that long ones are compared in vector registers; the last word may overlap.
+    word = np.uint64(0)
+    i = 0
+    while i + 64 <= size:
+        different = word
+        for j in range(i, i + 64, 8):
+            different |= load(a + j, word) ^ load(b + j, word)
+        if different != 0:
+            return False
+        i += 64
+    while i + 8 <= size:
+        if load(a + i, word) != load(b + i, word):
+            return False
+        i += 8
+    return bool(load(a + size - 8, word) == load(b + size - 8, word))
