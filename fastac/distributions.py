@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -39,6 +40,12 @@ class Categorical:
     def sample(self, noise: Tensor) -> Tensor:
         """Returns actions `(B,)` drawn with `noise` `(B, n)`, standard Gumbel: argmax_a logits_a + noise_a."""
         return (self.log_probs + noise).argmax(-1)
+
+    def frozen(self) -> Categorical:
+        """Returns it with parameters of its own and without a gradient: it stays while the actor goes on."""
+        found = copy.copy(self)
+        found.log_probs = self.log_probs.detach().clone()
+        return found
 
 
 class Gaussian:
@@ -78,6 +85,13 @@ class Gaussian:
     def sample(self, noise: Tensor) -> Tensor:
         """Returns actions `(B, A)` drawn with standard normal `noise` `(B, A)`: mean + std * noise."""
         return self.mean + torch.exp(self.log_std) * noise
+
+    def frozen(self) -> Gaussian:
+        """Returns it with parameters of its own and without a gradient: it stays while the actor goes on.
+
+        `log_std` may be the actor's parameter itself, which an optimiser changes where it lies.
+        """
+        return Gaussian(self.mean.detach().clone(), self.log_std.detach().clone())
 
 
 Distribution = Categorical | Gaussian

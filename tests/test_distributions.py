@@ -103,3 +103,18 @@ def test_kl_of_what_is_almost_equal_is_not_lost_in_float32():
         assert kl_divergence(p, p).item() == 0.0
     with pytest.raises(TypeError, match="q: got Categorical, expected Gaussian like p"):
         kl_divergence(p, Categorical(torch.zeros(1, 2)))
+
+
+def test_a_frozen_distribution_stays_while_the_actors_parameters_move():
+    for distribution, parameters in [
+        (lambda x: Categorical(x), torch.zeros(2, 3)),
+        (lambda x: Gaussian(x, x[0]), torch.zeros(2, 3)),
+    ]:
+        parameters.requires_grad_()
+        moving = distribution(parameters)
+        frozen = moving.frozen()
+        assert kl_divergence(moving, frozen).abs().max() == 0
+        assert not frozen.log_prob(frozen.mode()).requires_grad
+        with torch.no_grad():
+            parameters[0, 1] += 1.0
+        assert kl_divergence(distribution(parameters), frozen).sum() > 0.1

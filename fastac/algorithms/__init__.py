@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 ALGORITHMS = {
     "policy_evaluation": "Fit V of a fixed policy to Monte Carlo, TD(0), n-step and lambda targets, and show the bias, "
     "variance and error of each. Sutton and Barto 2018, chapters 6, 7 and 12.",
+    "importance_weighted": "Several gradient steps on one batch with importance weights, KL(new || old) penalised "
+    "or bounded. Precup et al. 2000; Schulman et al. 2017, arXiv:1707.06347, section 4.",
+    "trpo": "Trust region policy optimisation: the natural gradient's step to a bound on KL, and a line search. "
+    "Schulman et al. 2015, arXiv:1502.05477.",
     "ppo": "Proximal policy optimisation: many gradient steps on one rollout, with the ratio clipped. "
     "Schulman et al. 2017, arXiv:1707.06347.",
 }
