@@ -16,6 +16,7 @@ from test_run import everything
 from fastac.algorithms import importance_weighted as iw
 from fastac.algorithms import resume
 from fastac.distributions import Categorical, kl_divergence
+from fastac.evaluate import evaluate
 from fastac.run import RunError, torch_threads
 
 probe_envs.register()
@@ -395,6 +396,12 @@ def test_a_time_limit_is_an_episodes_end_nevertheless():
     agent = trained("Later", gamma=0.5)
     assert value_of(agent, 1.0) == pytest.approx(2.0, abs=0.1)
     assert value_of(agent, 0.0) == pytest.approx(1.0, abs=0.1)
+
+
+def test_it_learns_from_images():
+    config = small("sample_envs:Pixels-v0", num_envs=4, num_steps=16, learning_rate=2e-3, activation="relu")
+    result = iw.train(dataclasses.replace(config, total_timesteps=640, update_epochs=4, target_kl=0.05))
+    assert evaluate(result.policy, config.env_id, episodes=10).mean > 3.5
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from fastac.algorithms import preset, resume, trpo
 from fastac.distributions import kl_divergence
+from fastac.evaluate import evaluate
 from fastac.networks import CategoricalActor, GaussianActor, mlp
 from fastac.run import RunError, torch_threads
 
@@ -365,6 +366,12 @@ def test_a_time_limit_is_an_episodes_end_nevertheless():
     assert value_of(agent, 0.0) == pytest.approx(1.0, abs=0.1)
 
 
+def test_it_learns_from_images():
+    config = small("sample_envs:Pixels-v0", num_envs=4, num_steps=16, target_kl=0.1, activation="relu")
+    result = trpo.train(dataclasses.replace(config, total_timesteps=640, update_epochs=1, cg_iterations=8))
+    assert evaluate(result.policy, config.env_id, episodes=10).mean > 3.5
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -439,7 +446,7 @@ def test_cartpole_improves():
 
 @pytest.mark.slow
 def test_cartpole_is_solved():
-    from fastac.evaluate import evaluate, interquartile_mean
+    from fastac.evaluate import interquartile_mean
 
     configs = [dataclasses.replace(trpo.Config(), seed=seed) for seed in range(4)]
     assert interquartile_mean([evaluate(trpo.train(c).policy, "CartPole-v1").mean for c in configs]) >= 475
