@@ -12,13 +12,16 @@ HELP = """usage: fastac COMMAND ...
   train ALGORITHM   train on a Gymnasium environment          fastac train ppo --env-id CartPole-v1
   resume RUN        go on with a run where it was saved
   eval RUN          mean return over fixed starts, with a bootstrap interval
+  plot RUN...       learning curves over seeds, with intervals
+  compare           algorithms x environments x seeds, several at once: train, evaluate, draw
   conformance F     check anyone's GAE, returns or V-trace at every episode boundary
   warmup            compile and cache all kernels now instead of at their first call
 
 `fastac COMMAND --help` says more. RUN is a run's folder, F is MODULE:FUNCTION.
 """
 # What the commands import from the "train" extra; conformance and warmup need none of it.
-TRAIN_PACKAGES = ("torch", "gymnasium", "tyro", "rich", "tensorboard")
+COMMANDS = ("train", "resume", "eval", "plot", "compare")
+TRAIN_PACKAGES = ("torch", "gymnasium", "tyro", "rich", "tensorboard", "matplotlib")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,8 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from fastac.conformance import command as conformance
 
         return conformance.main(arguments[1:])
-    if command not in ("train", "resume", "eval"):
-        sys.stderr.write(f"fastac: unknown command {command!r}; expected train, resume, eval, conformance or warmup\n")
+    if command not in COMMANDS:
+        sys.stderr.write(
+            f"fastac: unknown command {command!r}; expected {', '.join(COMMANDS)}, conformance or warmup\n"
+        )
         return 2
     if any(importlib.util.find_spec(package) is None for package in TRAIN_PACKAGES):
         sys.stderr.write(f'fastac {command} needs the "train" extra: pip install "fastac-rl[train]"\n')

@@ -1,4 +1,4 @@
-"""Commands that need the "train" extra: train, resume, eval."""
+"""Commands that need the "train" extra: train, resume, eval, plot, compare."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ import tyro
 
 from fastac import checkpoint
 from fastac.algorithms import ALGORITHMS, preset, resume
+from fastac.compare import Compare, compare
+from fastac.curves import find_runs, group, read_curve
 from fastac.envs import EnvError
 from fastac.evaluate import Evaluation, evaluate
+from fastac.plot import draw
 from fastac.policy import CHECKPOINT, Policy
 from fastac.policy import load as load_policy
 from fastac.run import Result, RunError, torch_device
@@ -56,15 +59,22 @@ class Eval:
     """Where the policy runs."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """Draw learning curves: interquartile mean over seeds with its 95 % bootstrap interval, a panel an environment."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Runs' folders, or folders with runs in them."""
+    out: Path = Path("learning_curves.png")
+    """The figure; .png, .svg or .pdf. An older one is replaced."""
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Runs `train`, `resume` or `eval`; returns the exit code."""
+    """Runs a command; returns the exit code."""
     command, rest = arguments[0], list(arguments[1:])
+    commands = {"train": train, "resume": go_on, "eval": evaluate_run, "plot": plot_runs, "compare": compare_algorithms}
     try:
-        if command == "train":
-            return train(rest)
-        if command == "resume":
-            return go_on(rest)
-        return evaluate_run(rest)
+        return commands[command](rest)
     except (EnvError, RunError, checkpoint.CheckpointError) as error:
         # One line, whatever a library put into its message.
         sys.stderr.write(f"fastac {command}: {' '.join(str(error).split())}\n")
@@ -105,6 +115,29 @@ def evaluate_run(arguments: list[str]) -> int:
     env_id = env_id_of(options.run)
     show_evaluation(load_policy(options.run, options.device), env_id, options.episodes, options.seed)
     return 0
+
+
+def plot_runs(arguments: list[str]) -> int:
+    """`fastac plot RUN...`."""
+    options = tyro.cli(Plot, prog="fastac plot", args=arguments)
+    if not options.runs:
+        raise RunError("runs: got none, expected folders of runs")
+    groups = group([read_curve(run) for run in find_runs(options.runs)])
+    draw(options.out, groups)
+    for one in groups:
+        _, mean, low, high = one.band()
+        sys.stdout.write(
+            f"{one.env_id}, {one.label}, {len(one.curves)} seeds: interquartile mean return {mean[-1]:.1f}, "
+            f"95 % interval [{low[-1]:.1f}, {high[-1]:.1f}] in the last 100 training episodes\n"
+        )
+    sys.stdout.write(f"{options.out}\n")
+    return 0
+
+
+def compare_algorithms(arguments: list[str]) -> int:
+    """`fastac compare --algorithms A B ... --env-id X --seeds 0 1 ...`."""
+    options = tyro.cli(Compare, prog="fastac compare", args=arguments)
+    return compare(options)
 
 
 def train_options(arguments: Sequence[str]) -> Any:

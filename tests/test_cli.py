@@ -114,6 +114,13 @@ def test_folders_that_cannot_be_used(tmp_path, capsys):
     assert mine.read_text() == "mine"
 
 
+def test_plot_says_what_is_wrong(tmp_path, capsys):
+    assert main(["plot", str(tmp_path)]) == 2
+    assert "no run here, or below" in one_line(capsys)
+    assert main(["plot"]) == 2
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize("command", ["resume", "eval"])
 def test_checkpoints_that_cannot_be_used(command, tmp_path, capsys):
     assert main([command, str(tmp_path)]) == 2
@@ -153,7 +160,7 @@ def test_wrong_command_lines(arguments, capsys):
 
 def test_a_base_install_names_the_missing_extra(monkeypatch, capsys):
     monkeypatch.setattr(command_line, "TRAIN_PACKAGES", ("numpy", "no_such_package"))
-    for command in ("train", "resume", "eval"):
+    for command in ("train", "resume", "eval", "plot", "compare"):
         assert main([command, "x"]) == 2
         assert one_line(capsys) == f'fastac {command} needs the "train" extra: pip install "fastac-rl[train]"\n'
 

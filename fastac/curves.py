@@ -1,0 +1,197 @@
+"""Learning curves of runs: read from their folders, grouped by what was trained, summarised over seeds."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastac.algorithms import ALGORITHMS, preset
+from fastac.evaluate import interquartile_mean
+from fastac.run import RunError
+
+__all__ = ["Curve", "Group", "find_runs", "group", "iqm_band", "read_curve"]
+
+NOT_A_SETTING = ("env_id", "seed", "device", "torch_threads")
+GRID_POINTS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One run's mean undiscounted return of the last 100 training episodes, over environment steps.
+
+    Attributes:
+        algorithm: Its name.
+        config: Its options, as `config.json` holds them.
+        steps: (P,) float64, environment steps.
+        returns: (P,) float64, without the rows before the first episode's end.
+    """
+
+    algorithm: str
+    config: dict[str, Any]
+    steps: NDArray[np.float64]
+    returns: NDArray[np.float64]
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The options but for the environment, the seed, and where it ran."""
+        return {name: value for name, value in self.config.items() if name not in NOT_A_SETTING}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        env_id: The environment.
+        label: The algorithm; where another group has the same one, with its preset and the options that it differs in.
+        curves: One a seed.
+    """
+
+    env_id: str
+    label: str
+    curves: list[Curve]
+
+    def band(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Returns steps, and interquartile mean, lower and upper end of its interval at each of them.
+
+        Curves are interpolated linearly, over the steps that all of them have.
+        """
+        first = max(float(curve.steps[0]) for curve in self.curves)
+        last = max(first, min(float(curve.steps[-1]) for curve in self.curves))
+        grid = np.linspace(first, last, GRID_POINTS if last > first else 1)
+        values = np.stack([np.interp(grid, curve.steps, curve.returns) for curve in self.curves])
+        return (grid, *iqm_band(values))
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """Returns the run folders among `paths` and everywhere below them, each once.
+
+    Raises:
+        RunError: there is none at or below one of them.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        here = sorted(config.parent for config in path.rglob("config.json")) if path.is_dir() else []
+        if not here:
+            raise RunError(f"{path}: no run here, or below (a run's folder holds config.json)")
+        found.update(dict.fromkeys(here))
+    return list(found)
+
+
+def read_curve(run: str | Path) -> Curve:
+    """Reads a run's `config.json` and `progress.csv`; a last line that was cut short is left out.
+
+    Raises:
+        RunError: they are missing or damaged, or hold no return yet.
+    """
+    run = Path(run)
+    try:
+        content = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        algorithm, config = content["algorithm"], dict(content["config"])
+        lines = (run / "progress.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+        rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+        points = [(row["global_step"], row["charts/episodic_return"]) for row in rows]
+        numbers = [(float(step), float(value)) for step, value in points if value]
+    except OSError as error:
+        raise RunError(f"{run}: not a run's folder ({error.strerror}: {error.filename})") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{run}: no learning curve in it ({type(error).__name__}: {error})") from error
+    if not numbers:
+        raise RunError(f"{run}: no episode has ended yet")
+    steps, returns = np.array(numbers).T
+    return Curve(algorithm, config, steps, returns)
+
+
+def group(curves: Sequence[Curve]) -> list[Group]:
+    """Gathers curves that differ in their seed alone, and names the groups.
+
+    Of two with one seed, which have the same beginning, the longer is kept. Environments stand in the order of their
+    names, groups in the order of their first curve.
+    """
+    groups: dict[tuple[str, str, str], dict[Any, Curve]] = {}
+    for curve in curves:
+        key = (str(curve.config.get("env_id")), curve.algorithm, json.dumps(curve.setting, sort_keys=True))
+        seeds = groups.setdefault(key, {})
+        seed = curve.config.get("seed")
+        if seed not in seeds or curve.steps[-1] > seeds[seed].steps[-1]:
+            seeds[seed] = curve
+    named = []
+    for (env_id, algorithm, _), seeds in groups.items():
+        members = list(seeds.values())
+        rivals = [next(iter(other.values())) for key, other in groups.items() if key[:2] == (env_id, algorithm)]
+        named.append(Group(env_id, _label(members[0], rivals), members))
+    return sorted(named, key=lambda one: one.env_id)
+
+
+def _label(curve: Curve, rivals: Sequence[Curve]) -> str:
+    """The algorithm; with rivals of the same one also what it was, as `fastac compare` takes it."""
+    if len(rivals) == 1:
+        return curve.algorithm
+    labels = [_specification(rival) for rival in rivals]
+    mine = _specification(curve)
+    return f"{mine},total_timesteps={curve.config.get('total_timesteps')}" if labels.count(mine) > 1 else mine
+
+
+def _specification(curve: Curve) -> str:
+    """`NAME:PRESET,OPTION=VALUE...` with the preset that fewest options differ from, however long the run went on."""
+    if curve.algorithm not in ALGORITHMS:
+        return curve.algorithm
+    mine = curve.setting
+    closest: tuple[str, list[str]] | None = None
+    for name in importlib.import_module(f"fastac.algorithms.{curve.algorithm}").PRESETS:
+        try:
+            published = dataclasses.asdict(preset(curve.algorithm, name, curve.config.get("env_id")))
+        except RunError:
+            continue
+        theirs = json.loads(json.dumps(published))
+        differing = [option for option in mine if option != "total_timesteps" and mine[option] != theirs.get(option)]
+        if closest is None or len(differing) < len(closest[1]):
+            closest = (name, differing)
+    assert closest is not None
+    name, differing = closest
+    return ",".join([f"{curve.algorithm}:{name}", *(f"{option}={mine[option]}" for option in differing)])
+
+
+def iqm_band(
+    values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Interquartile mean over seeds at each point, with its percentile bootstrap interval.
+
+    Whole rows are drawn with replacement, the same ones at every point: a seed is what was sampled, and one environment
+    is one stratum (Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice",
+    section 4.1; `fastac.evaluate.interquartile_mean`).
+
+    Args:
+        values: (S, P), a row for each seed.
+        level: Probability that an interval is to cover.
+        resamples: Number of samples of S rows.
+        seed: Of the draws.
+
+    Returns:
+        Mean, lower and upper ends, (P,) each; with one seed all three are its row.
+
+    Example:
+        >>> mean, low, high = iqm_band([[0.0, 5.0], [1.0, 5.0], [2.0, 5.0], [9.0, 5.0]])
+        >>> mean.tolist(), low.tolist(), high.tolist()
+        ([1.5, 5.0], [0.0, 5.0], [9.0, 5.0])
+    """
+    rows = np.asarray(values, np.float64)
+    if rows.ndim != 2 or not rows.size:
+        raise ValueError(f"values: got shape {rows.shape}, expected (S, P), neither of them 0")
+    generator = np.random.default_rng(seed)
+    at_a_time = max(1, 2_000_000 // rows.size)
+    outcomes = []
+    for count in [at_a_time] * (resamples // at_a_time) + [resamples % at_a_time]:
+        drawn = rows[generator.integers(0, len(rows), (count, len(rows)))]
+        outcomes.append(interquartile_mean(drawn, axis=1))
+    ends = [(1.0 - level) / 2.0, (1.0 + level) / 2.0]
+    low, high = np.quantile(np.concatenate(outcomes), ends, axis=0)
+    return interquartile_mean(rows, axis=0), low, high
