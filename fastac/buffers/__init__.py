@@ -1,7 +1,8 @@
 """Where experience waits between the environment and the learner."""
 
+from fastac.buffers.prioritized import PrioritizedReplayBuffer
 from fastac.buffers.replay import ReplayBuffer, Transitions
 from fastac.buffers.rollout import Batch, RolloutBuffer
 from fastac.buffers.staging import Sampler, Staging
 
-__all__ = ["Batch", "ReplayBuffer", "RolloutBuffer", "Sampler", "Staging", "Transitions"]
+__all__ = ["Batch", "PrioritizedReplayBuffer", "ReplayBuffer", "RolloutBuffer", "Sampler", "Staging", "Transitions"]
