@@ -1,0 +1,259 @@
+"""Windows of consecutive rows of one environment in a ring: where they may start, draws of starts, and their rows.
+
+A run of an environment is a longest sequence of rows that follow one another without an end, a break or a filler
+between them. A window of L rows is one of three:
+
+    whole     L rows of one run,
+    padded    what is left of a run, at least `least` rows, and at most L; its last row is repeated up to L,
+    across    any L rows that begin with no filler.
+
+When row t of an environment is added, at most one window becomes possible that was not before: the one that begins
+`least` - 1 rows earlier (L - 1 rows for whole ones and those across). It ceases to be possible when its first row, the
+oldest it has, is overwritten. Starts therefore come in the order of their serial numbers and go in that order: a queue
+in a ring holds them all, each row costs O(1), and draws take O(1) however many rows there are.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastac_kernels import ring
+from fastac_kernels._jit import inline, kernel
+from fastac_kernels.memory import address_of
+from fastac_kernels.pointers import load, store
+from fastac_kernels.priorities import KNOWN, LEAVES, NEW_LEAF, TREE
+from fastac_kernels.priorities import _weigh as weigh
+from fastac_kernels.ring import get, put
+from fastac_kernels.sampling import gather, random_below
+from fastac_kernels.sum_tree import SHIFT, draw, leaves_of, recompute_touched, touch
+
+# The words of an index: steps that it has seen, the queue's ends (counted over its life), the rest fixed.
+SEEN, HEAD, TAIL, LENGTH, LEAST, MODE, BURN_IN, QUEUE, QUEUE_SIZE, RUNS, INDEX_SIZE = range(11)
+WHOLE, PADDED, ACROSS = range(3)
+
+
+@inline
+def _flags_address(state: int, serial: int) -> int:
+    """Address of a row's flags."""
+    return (
+        get(state, ring.ROWS)
+        + serial % get(state, ring.SLOTS) * get(state, ring.ROW)
+        + get(state, ring.REWARD_AT)
+        + ring.FLAGS_AFTER
+    )
+
+
+@inline
+def _flags(state: int, serial: int) -> int:
+    return np.int64(load(_flags_address(state, serial), np.uint8(0)))  # type: ignore[return-value]
+
+
+@inline
+def _in_queue(index: int, place: int) -> int:
+    """Address of a place in the queue."""
+    return get(index, QUEUE) + 8 * (place % get(index, QUEUE_SIZE))
+
+
+@inline
+def _set_leaf(tree: int, count: int, leaf: int, value: Any) -> int:
+    """Sets a leaf, and notes what depends on it; returns how many nodes are noted now."""
+    store(leaves_of(tree) + 8 * leaf, np.float64(value))
+    return touch(tree, count, leaf >> SHIFT)
+
+
+@kernel
+def index_rows(state: int, index: int, priorities: int) -> None:
+    """Takes the rows added since the last call into the index.
+
+    Args:
+        state: Address of the ring's state.
+        index: Address of the index.
+        priorities: Address of the priorities' state, where the leaf of row s is that of the window that starts with it:
+            starts that go get the leaf 0, starts that come that of the largest priority. 0: there are none.
+    """
+    envs, capacity, added, runs = (
+        get(state, ring.ENVS),
+        get(state, ring.CAPACITY),
+        get(state, ring.ADDED),
+        get(index, RUNS),
+    )
+    tree, oldest, touched = (get(priorities, TREE) if priorities != 0 else 0), max(added - capacity, 0), 0
+    leaf = load(priorities + 8 * NEW_LEAF, 0.0) if priorities != 0 else 0.0
+    head, tail, mode, least = get(index, HEAD), get(index, TAIL), get(index, MODE), get(index, LEAST)
+    while head < tail and load(_in_queue(index, head), np.int64(0)) < oldest:
+        if tree != 0:
+            touched = _set_leaf(tree, touched, load(_in_queue(index, head), np.int64(0)) % capacity, 0.0)
+        head += 1
+    for step in range(get(index, SEEN), added // envs):
+        for e in range(envs):
+            serial = step * envs + e
+            flags, run = _flags(state, serial), load(runs + 8 * e, np.int64(0))
+            if mode != ACROSS:
+                if not flags & ring.VALID:
+                    run = -1
+                elif run > 0 and _flags(state, serial - envs) & ring.CUT:
+                    run = 0
+            run += 1
+            store(runs + 8 * e, np.int64(run))
+            if run < least:
+                continue
+            start = serial - (least - 1) * envs
+            if mode == ACROSS and not _flags(state, start) & ring.VALID:
+                continue
+            store(_in_queue(index, tail), np.int64(start))
+            tail += 1
+            if tree != 0:
+                touched = _set_leaf(tree, touched, start % capacity, leaf)
+    put(index, SEEN, added // envs)
+    put(index, HEAD, head)
+    put(index, TAIL, tail)
+    if tree != 0:
+        recompute_touched(tree, touched)
+        put(priorities, KNOWN, added)
+
+
+@kernel
+def not_a_start(index: int, count: int, starts: int) -> int:
+    """Returns the place of the first of `count` int64 at address `starts` that no window starts at, or -1."""
+    for i in range(count):
+        start, low, high = load(starts + 8 * i, np.int64(0)), get(index, HEAD), get(index, TAIL)
+        while low < high:
+            middle = (low + high) // 2
+            if load(_in_queue(index, middle), np.int64(0)) < start:
+                low = middle + 1
+            else:
+                high = middle
+        if low == get(index, TAIL) or load(_in_queue(index, low), np.int64(0)) != start:
+            return i
+    return -1
+
+
+@kernel
+def draw_starts(state: int, index: int, batch: int, starts: int) -> None:
+    """Draws starts uniformly, with replacement, from a queue that holds some.
+
+    Args:
+        state: Address of the ring's state, whose generator is used.
+        index: Address of the index.
+        batch: How many.
+        starts: Output, address of int64: serial numbers.
+    """
+    head, seed, counter = get(index, HEAD), get(state, ring.SEED), get(state, ring.COUNTER)
+    size = get(index, TAIL) - head
+    for i in range(batch):
+        place = head + random_below(seed, counter + i, size)
+        store(starts + 8 * i, load(_in_queue(index, place), np.int64(0)))
+    put(state, ring.COUNTER, counter + batch)
+
+
+@kernel
+def draw_prioritized(
+    state: int, priorities: int, starts: NDArray[np.int64], weights: NDArray[np.float32], beta: float
+) -> None:
+    """Draws starts in proportion to their leaves, stratified, with their importance weights.
+
+    Args:
+        state: Address of the ring's state, whose generator is used.
+        priorities: Address of the priorities' state; LEAVES is scratch for B words. The tree's total is above 0.
+        starts: Output, `(B,)`: serial numbers.
+        weights: Output, `(B,)`.
+        beta: Exponent of the weights.
+    """
+    counter, leaves = get(state, ring.COUNTER), get(priorities, LEAVES)
+    draw(get(priorities, TREE), get(state, ring.SEED), counter, address_of(starts), leaves, starts.size)
+    put(state, ring.COUNTER, counter + starts.size)
+    weigh(leaves, weights, beta)
+    added, capacity = get(state, ring.ADDED), get(state, ring.CAPACITY)
+    round_start = added // capacity * capacity
+    for i in range(starts.size):
+        starts[i] += round_start if starts[i] < added - round_start else round_start - capacity
+
+
+@inline
+def _truth(address: int, i: int, value: Any) -> None:
+    store(address + i, np.uint8(1) if value else np.uint8(0))
+
+
+@kernel
+def window_rows(
+    state: int, index: int, batch: int, starts: int, serials: int, is_first: int, mask: int, loss_mask: int
+) -> None:
+    """Lists the rows of windows, time-major: row k of window b is number k * batch + b of each output.
+
+    Args:
+        state: Address of the ring's state.
+        index: Address of the index.
+        batch: Number of windows, B.
+        starts: Address of their first rows' serial numbers.
+        serials: Output, address of L * B int64.
+        is_first: Output, address of L * B bytes: a row with which a run begins.
+        mask: Output, as many: neither filler nor padding.
+        loss_mask: Output, as many: the same without burn-in.
+    """
+    envs, added = get(state, ring.ENVS), get(state, ring.ADDED)
+    length, burn_in, across = get(index, LENGTH), get(index, BURN_IN), get(index, MODE) == ACROSS
+    for b in range(batch):
+        serial = load(starts + 8 * b, np.int64(0))
+        before = ring.CUT if serial < envs else _flags(state, serial - envs)
+        flags, inside, i = _flags(state, serial), True, b
+        for k in range(length):
+            valid = inside and flags & ring.VALID != 0
+            store(serials + 8 * i, np.int64(serial))
+            _truth(is_first, i, valid and before & ring.CUT != 0)
+            _truth(mask, i, valid)
+            _truth(loss_mask, i, valid and k >= burn_in)
+            i += batch
+            if k + 1 < length:
+                inside = inside and serial + envs < added and (across or not flags & ring.CUT)
+                if inside:
+                    serial += envs
+                    before, flags = flags, _flags(state, serial)
+
+
+@kernel
+def cut_at_breaks(state: int, count: int, serials: int, truncated: int) -> None:
+    """Marks rows as truncated after which no row follows although their episode did not end.
+
+    Args:
+        state: Address of the ring's state.
+        count: Number of rows.
+        serials: Address of their serial numbers.
+        truncated: Address of as many bytes.
+    """
+    for i in range(count):
+        flags = _flags(state, load(serials + 8 * i, np.int64(0)))
+        if flags & (ring.VALID | ring.CUT | ring.TERMINATED) == ring.VALID | ring.CUT:
+            store(truncated + i, np.uint8(1))
+
+
+@kernel
+def gather_windows(
+    state: int, index: int, objects: int, starts: NDArray[np.int64], serials: NDArray[np.int64],
+    truncated: NDArray[np.bool_], is_first: NDArray[np.bool_], mask: NDArray[np.bool_], loss_mask: NDArray[np.bool_],
+) -> int:  # fmt: skip
+    """Copies windows, time-major; all arrays are C-contiguous.
+
+    Args:
+        state: Address of the ring's state.
+        index: Address of the index.
+        objects: Address of a tuple of numpy arrays with L * B rows each, or 0, as for `sampling.gather`.
+        starts: `(B,)`, the serial numbers of their first rows.
+        serials: Output, `(L * B,)`, the serial numbers of all rows.
+        truncated: `(L * B,)`, the one that the tuple has.
+        is_first: Output, `(L, B)`, as in `window_rows`.
+        mask: Output, the same.
+        loss_mask: Output, the same.
+
+    Returns:
+        -1, or the number of an item of the tuple that is not a plain array of the right type and shape.
+    """
+    count = starts.size * get(index, LENGTH)
+    window_rows(
+        state, index, starts.size, address_of(starts), address_of(serials),
+        address_of(is_first), address_of(mask), address_of(loss_mask),
+    )  # fmt: skip
+    item = gather(state, objects, count, address_of(serials))
+    if item < 0:
+        cut_at_breaks(state, count, address_of(serials), address_of(truncated))
+    return item
