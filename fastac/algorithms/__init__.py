@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 ALGORITHMS = {
     "policy_evaluation": "Fit V of a fixed policy to Monte Carlo, TD(0), n-step and lambda targets, and show the bias, "
     "variance and error of each. Sutton and Barto 2018, chapters 6, 7 and 12.",
+    "reinforce": "The policy gradient from whole episodes: total return or reward-to-go, with or without a baseline. "
+    "Williams 1992; Sutton et al. 2000.",
+    "actor_critic": "The policy gradient with advantages from a fitted V, in batches or online (A2C). "
+    "Sutton et al. 2000; Mnih et al. 2016, arXiv:1602.01783.",
     "importance_weighted": "Several gradient steps on one batch with importance weights, KL(new || old) penalised "
     "or bounded. Precup et al. 2000; Schulman et al. 2017, arXiv:1707.06347, section 4.",
     "trpo": "Trust region policy optimisation: the natural gradient's step to a bound on KL, and a line search. "
