@@ -15,7 +15,7 @@ class Categorical:
     """pi(a) = exp(logits_a) / sum_b exp(logits_b) over n actions.
 
     Args:
-        logits: Shape `(B, n)`, finite; normalised here once.
+        logits: Shape `(B, n)`, finite; normalised once, when something asks for it.
 
     Example:
         >>> Categorical(torch.zeros(1, 4)).entropy().exp()
@@ -23,7 +23,20 @@ class Categorical:
     """
 
     def __init__(self, logits: Tensor):
-        self.log_probs = torch.log_softmax(logits, dim=-1)
+        self.logits = logits
+        self._log_probs: Tensor | None = None
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """What the distribution was made from."""
+        return (self.logits,)
+
+    @property
+    def log_probs(self) -> Tensor:
+        """Log-probabilities of all actions, `(B, n)`."""
+        if self._log_probs is None:
+            self._log_probs = torch.log_softmax(self.logits, dim=-1)
+        return self._log_probs
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """Returns log pi(a), shape `(B,)`, of integer (int64) actions `(B,)`, counted from 0."""
@@ -44,7 +57,7 @@ class Categorical:
     def frozen(self) -> Categorical:
         """Returns it with parameters of its own and without a gradient: it stays while the actor goes on."""
         found = copy.copy(self)
-        found.log_probs = self.log_probs.detach().clone()
+        found.logits = found._log_probs = self.log_probs.detach().clone()
         return found
 
 
@@ -66,6 +79,11 @@ class Gaussian:
     def __init__(self, mean: Tensor, log_std: Tensor):
         self.mean = mean
         self.log_std = log_std
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """What the distribution was made from."""
+        return self.mean, self.log_std
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """Returns log N(a), shape `(B,)`: -sum_i [((a_i - mean_i) / std_i)^2 / 2 + log std_i + log sqrt(2 pi)]."""
