@@ -164,8 +164,8 @@ def policy_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
     """Returns -mean log pi(a | s) A: its gradient is the policy gradient's negative.
 
     Example:
-        >>> policy_loss(torch.tensor([0.5, 0.5]).log(), torch.tensor([1.0, -1.0]))
-        tensor(0.)
+        >>> policy_loss(torch.tensor([-1.0, -2.0]), torch.tensor([2.0, 0.0]))
+        tensor(1.)
     """
     return -(log_probs * advantages).mean()
 
