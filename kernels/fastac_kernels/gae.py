@@ -14,8 +14,20 @@ from numba import boolean, float64
 from numpy.typing import NDArray
 
 from fastac_kernels._jit import entry, inline, kernel
+from fastac_kernels.blocks import chain, powers
 from fastac_kernels.memory import address_of, array_at, rows_at
-from fastac_kernels.recurrence import COLUMNS, NARROW, SEQUENTIAL, SHORT, apart, bounds, scan, scan_scratch
+from fastac_kernels.recurrence import (
+    COLUMNS,
+    NARROW,
+    SHORT,
+    TILE,
+    any_set,
+    apart,
+    bounds,
+    run_start,
+    scan,
+    scan_scratch,
+)
 
 Array = NDArray[Any]
 
@@ -141,40 +153,64 @@ def _few_lanes(
 
 
 @kernel
+def _one_lane(
+    rewards: int, values: int, next_values: int, last_value: Any, terminated: int, truncated: int, size: int,
+    gamma: Any, decays: int, carry: Any, advantages: int, returns: int,
+) -> Any:  # fmt: skip
+    """One sequence, or a run of its rows, a tile at a time; returns the first advantage.
+
+    `next_values` lacks the last row, after which `last_value` stands; `carry` is the advantage after it.
+    """
+    zero, byte = type(last_value)(0), np.uint8(0)
+    itemsize = array_at(rewards, size, zero).itemsize
+    for stop in range(size, 0, -TILE):
+        start = max(stop - TILE, 0)
+        n, at = stop - start, start * itemsize
+        m = n - 1 if stop == size else n
+        r, v = array_at(rewards + at, n, zero), array_at(values + at, n, zero)
+        e, c = array_at(terminated + start, n, byte), array_at(truncated + start, n, byte)
+        a, q = array_at(advantages + at, n, zero), array_at(returns + at, n, zero)
+        if m < n:
+            a[m] = r[m] - v[m] + (zero if e[m] else gamma * last_value)
+        _deltas(r, v, array_at(next_values + at, m, zero), e, gamma, array_at(advantages + at, m, zero))
+        carry = chain(advantages + at, terminated + start, truncated + start, n, any_set(e, c), decays, carry)
+        _add(a, v, q)
+    return carry
+
+
+@inline
+def _clear(a: Array, b: Array) -> None:
+    for i in range(a.size):
+        a[i] = 0
+    for i in range(b.size):
+        b[i] = 0
+
+
+@kernel
 def _masked_sequence(
-    rewards: Array, values: Array, next_values: Array, last_values: Array, terminated: Array, truncated: Array,
-    mask: Array, full: bool, gamma: Any, decay: float, carry: Array, scratch: Array, advantages: Array, returns: Array,
+    rewards: int, values: int, next_values: int, last_value: Any, terminated: int, truncated: int, mask: int,
+    full: bool, size: int, gamma: Any, decays: int, advantages: int, returns: int,
 ) -> None:  # fmt: skip
-    """One sequence with holes: long runs of valid rows by looking ahead, what lies between them row by row."""
-    zero = rewards.dtype.type(0)
-    factor = rewards.dtype.type(decay)
-    following = last_values.copy()
-    advantage, after = carry[0], last_values[0]
-    stop = rewards.size
+    """One sequence with holes: run after run of valid rows, zeros between them."""
+    zero = type(last_value)(0)
+    v, n = array_at(values, size, zero), array_at(next_values, size, zero)
+    itemsize = v.itemsize
+    advantage, after = zero, last_value
+    stop = size
     while stop > 0:
-        start = stop
-        while start > 0 and mask[start - 1]:
-            start -= 1
-        if stop - start >= SEQUENTIAL:
-            carry[0], following[0] = advantage, next_values[stop - 1] if full else after
-            _few_lanes(
-                rewards[start:stop], values[start:stop], next_values[start:stop], following, terminated[start:stop],
-                truncated[start:stop], gamma, decay, carry, scratch, advantages[start:stop], returns[start:stop],
-            )  # fmt: skip
-            advantage, after = carry[0], values[start]
-        else:
-            for t in range(stop - 1, start - 1, -1):
-                future = gamma * (next_values[t] if full else after)
-                delta = rewards[t] - values[t] + (zero if terminated[t] else future)
-                advantage = delta + (zero if terminated[t] | truncated[t] else factor * advantage)
-                after = values[t]
-                advantages[t] = advantage
-                returns[t] = advantage + after
+        start = run_start(mask, stop, False)
+        at, hole = start * itemsize, stop - start
+        _clear(array_at(advantages + at, hole, zero), array_at(returns + at, hole, zero))
         stop = start
-        while stop > 0 and not mask[stop - 1]:
-            stop -= 1
-            advantages[stop] = zero
-            returns[stop] = zero
+        if stop == 0:
+            break
+        start = run_start(mask, stop, True)
+        at = start * itemsize
+        advantage = _one_lane(
+            rewards + at, values + at, next_values + at, n[stop - 1] if full else after, terminated + start,
+            truncated + start, stop - start, gamma, decays, advantage, advantages + at, returns + at,
+        )  # fmt: skip
+        after, stop = v[start], start
 
 
 @kernel
@@ -224,7 +260,8 @@ def gae_at(
     real = array_at(rewards, total, like).dtype.type
     g, decay = real(gamma), gamma * gae_lambda
     either = truncated if truncated != 0 else terminated
-    few = lanes < NARROW if mask == 0 else lanes == 1
+    decays = powers(real(decay))
+    few = mask == 0 and 1 < lanes < NARROW
     carry = np.zeros(lanes if few else 0, real)
     scratch = np.empty(scan_scratch(lanes) if few else 0, real)
     for s in range(sequences):
@@ -234,23 +271,30 @@ def gae_at(
         rows, at, last = size // lanes, start * itemsize, (start + size - lanes) * itemsize
         after = next_values + at if next_values != 0 else values + at + lanes * itemsize
         final = next_values + last if next_values != 0 else last_values + s * lanes * itemsize
-        if mask == 0 and lanes >= NARROW:
+        if lanes == 1 and mask == 0:
+            _one_lane(
+                rewards + at, values + at, after, array_at(final, 1, like)[0], terminated + start, either + start, size,
+                g, address_of(decays), real(0), advantages + at, returns + at,
+            )  # fmt: skip
+        elif lanes == 1:
+            _masked_sequence(
+                rewards + at, values + at, after, array_at(final, 1, like)[0], terminated + start, either + start,
+                mask + start, next_values != 0, size, g, address_of(decays), advantages + at, returns + at,
+            )  # fmt: skip
+        elif mask == 0 and lanes >= NARROW:
             _rows(
                 rewards + at, values + at, after, final, terminated + start, truncated + start if truncated != 0 else 0,
                 rows, lanes, g, real(decay), advantages + at, returns + at, like,
             )  # fmt: skip
-        elif few:
+        elif mask == 0:
             for n in range(lanes):
                 carry[n] = 0
-            r, v = array_at(rewards + at, size, like), array_at(values + at, size, like)
-            n_, f = array_at(after, size, like), array_at(final, lanes, like)
-            e, c = array_at(terminated + start, size, byte), array_at(either + start, size, byte)
-            a, q = array_at(advantages + at, size, like), array_at(returns + at, size, like)
-            if mask == 0:
-                _few_lanes(r, v, n_, f, e, c, g, decay, carry, scratch, a, q)
-            else:
-                m = array_at(mask + start, size, byte)
-                _masked_sequence(r, v, n_, f, e, c, m, next_values != 0, g, decay, carry, scratch, a, q)
+            _few_lanes(
+                array_at(rewards + at, size, like), array_at(values + at, size, like), array_at(after, size, like),
+                array_at(final, lanes, like), array_at(terminated + start, size, byte),
+                array_at(either + start, size, byte), g, decay, carry, scratch, array_at(advantages + at, size, like),
+                array_at(returns + at, size, like),
+            )  # fmt: skip
         else:
             _masked_rows(
                 rows_at(rewards + at, rows, lanes, like), rows_at(values + at, rows, lanes, like),

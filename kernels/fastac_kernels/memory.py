@@ -82,15 +82,22 @@ def _rows_at(address: Any, rows: Any, lanes: Any, like: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def widest_vectors(typingctx: Any) -> Any:
-    """Let LLVM use 512-bit registers in the function that says so: by itself it stops at 256 on most processors."""
-
+def _prefer_512_bits(typingctx: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         # llvmlite knows no such attribute, but prints what the set holds.
         set.add(builder.function.attributes, '"prefer-vector-width"="512"')
         return context.get_dummy_value()
 
     return types.none(), codegen
+
+
+def widest_vectors() -> None:
+    """Let LLVM use 512-bit registers in the function that says so: by itself it stops at 256 on most processors."""
+
+
+@overload(widest_vectors, inline="always")  # type: ignore[untyped-decorator]
+def _widest_vectors() -> Any:
+    return lambda: _prefer_512_bits()
 
 
 @kernel

@@ -56,16 +56,16 @@ def _chain(a: Array, end: Array, decay: Any, x: Array, carry: Array) -> None:
 @inline
 def scan_scratch(lanes: int) -> int:
     """Elements of scratch memory that `scan` needs: two rows of floats, a carry, two rows of bytes."""
-    stride = 16 * lanes
+    stride = 4 * lanes
     return 3 * (TILE + 2 * stride) + stride
 
 
 @kernel
 def scan(x: Array, terminated: Array, truncated: Array, decay: float, last: Array, scratch: Array) -> None:
-    """The whole recurrence in place, for few lanes: `x` holds a and becomes x.
+    """The whole recurrence in place, for two to seven lanes: `x` holds a and becomes x.
 
-    A chain of dependent multiply-adds is bound by their latency. Two rounds of looking four steps ahead (one where
-    there are several lanes) cut the chain's length by 16 (4), at the price of vectorised passes over a tile in cache.
+    A chain of dependent multiply-adds is bound by their latency. Looking four steps ahead makes it a quarter as long,
+    at the price of a vectorised pass over a tile in cache. (One lane goes through `blocks.py`.)
 
     Args:
         x: Flat rows of `last.size` lanes.
@@ -85,8 +85,7 @@ def scan(x: Array, terminated: Array, truncated: Array, decay: float, last: Arra
                 last[n] = x[i] + (zero if terminated[i] | truncated[i] else real(decay) * last[n])
                 x[i] = last[n]
         return
-    rounds = 2 if lanes == 1 else 1
-    stride = lanes * 4**rounds
+    stride = lanes * 4
     size = max(TILE // stride, 1) * stride
     width = size + stride
     # By address: an array over memory that is counted would be counted again at every slice.
@@ -119,27 +118,17 @@ def scan(x: Array, terminated: Array, truncated: Array, decay: float, last: Arra
         for i in range(stride):
             a[full + i] = carry[i]
             end[full + i] = 1
-            b[full + i] = carry[i]
-            end_b[full + i] = 1
-        step = lanes
-        power = decay
-        for _ in range(rounds):
-            _look_ahead(
-                a[:full], a[step : full + step], a[2 * step : full + 2 * step], a[3 * step : full + 3 * step],
-                end[:full], end[step : full + step], end[2 * step : full + 2 * step], end[3 * step : full + 3 * step],
-                real(power), b[:full], end_b[:full],
-            )  # fmt: skip
-            a, b = b, a
-            end, end_b = end_b, end
-            step *= 4
-            power = power**4
+        _look_ahead(
+            a[:full], a[lanes : full + lanes], a[2 * lanes : full + 2 * lanes], a[3 * lanes : full + 3 * lanes],
+            end[:full], end[lanes : full + lanes], end[2 * lanes : full + 2 * lanes], end[3 * lanes : full + 3 * lanes],
+            real(decay), b[:full], end_b[:full],
+        )  # fmt: skip
         if pad == 0:
-            _chain(a[:full], end[:full], real(power), x_tile, carry)
+            _chain(b[:full], end_b[:full], real(decay**4), x_tile, carry)
         else:
-            _chain(a[:full], end[:full], real(power), b[:full], carry)
-            b_tile = b[pad : pad + length]
+            _chain(b[:full], end_b[:full], real(decay**4), a[:full], carry)
             for i in range(length):
-                x_tile[i] = b_tile[i]
+                x_tile[i] = a_tile[i]
         for n in range(lanes):
             carry[n] = x_tile[n]
         for n in range(lanes, stride):
@@ -147,6 +136,40 @@ def scan(x: Array, terminated: Array, truncated: Array, decay: float, last: Arra
         stop = start
     for n in range(lanes):
         last[n] = carry[n]
+
+
+@inline
+def any_set(ends: Array, more_ends: Array) -> bool:
+    """Whether any byte of two equally long arrays is set."""
+    found = np.uint8(0)
+    for i in range(ends.size):
+        found = np.uint8(found | ends[i] | more_ends[i])
+    return bool(found != 0)
+
+
+@inline
+def run_start(mask: int, stop: int, valid: bool) -> int:
+    """Where the run of bytes before `stop` begins that are all set, or all not set; 64 at a time, then eight, then one.
+
+    `mask` is the address of an array of at least `stop` bytes.
+    """
+    word, byte = np.uint64(0), np.uint8(0)
+    wanted = np.uint64(0x0101010101010101) if valid else word
+    start = stop
+    while start >= 64:
+        words = array_at(mask + start - 64, 8, word)
+        different = word
+        for k in range(8):
+            different |= words[k] ^ wanted
+        if different != word:
+            break
+        start -= 64
+    while start >= 8 and array_at(mask + start - 8, 1, word)[0] == wanted:
+        start -= 8
+    bytes_ = array_at(mask, stop, byte)
+    while start > 0 and (bytes_[start - 1] != 0) == valid:
+        start -= 1
+    return start
 
 
 @inline

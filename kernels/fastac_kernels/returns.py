@@ -13,8 +13,9 @@ from numba import boolean, float64
 from numpy.typing import NDArray
 
 from fastac_kernels._jit import entry, inline, kernel
+from fastac_kernels.blocks import chain, powers
 from fastac_kernels.memory import address_of, array_at, rows_at
-from fastac_kernels.recurrence import COLUMNS, NARROW, apart, bounds, scan, scan_scratch, step, truncated_step
+from fastac_kernels.recurrence import COLUMNS, NARROW, any_set, apart, bounds, scan, scan_scratch, step, truncated_step
 
 Array = NDArray[Any]
 
@@ -95,7 +96,7 @@ def _masked_rows(
 @kernel
 def _few_lanes(
     rewards: Array, next_values: Array, last_values: Array, terminated: Array, truncated: Array,
-    gamma: Any, bootstrap: Any, decay: float, monte_carlo: bool, carry: Array, scratch: Array, out: Array,
+    gamma: Any, bootstrap: Any, decay: float, decays: int, monte_carlo: bool, carry: Array, scratch: Array, out: Array,
 ) -> None:  # fmt: skip
     """Flat arrays of few lanes: a chain of multiply-adds, shortened by looking ahead."""
     zero = rewards.dtype.type(0)
@@ -110,6 +111,10 @@ def _few_lanes(
     r, o, e = rewards[last:], out[last:], terminated[last:]
     for n in range(lanes):
         o[n] = r[n] + (zero if e[n] else gamma * last_values[n])
+    if lanes == 1:
+        ends, any_end = address_of(terminated), any_set(terminated, truncated)
+        chain(address_of(out), ends, address_of(truncated), out.size, any_end, decays, zero)
+        return
     for n in range(lanes):
         carry[n] = zero
     scan(out, terminated, truncated, decay, carry, scratch)
@@ -141,6 +146,7 @@ def lambda_returns_at(
     g, bootstrap, decay = real(gamma), real(gamma * (1.0 - td_lambda)), gamma * td_lambda
     either = truncated if truncated != 0 else terminated
     few = mask == 0 and lanes < NARROW
+    decays = powers(real(decay))
     carry = np.empty(lanes if few else 0, real)
     scratch = np.empty(scan_scratch(lanes) if few else 0, real)
     for s in range(sequences):
@@ -161,7 +167,7 @@ def lambda_returns_at(
             _few_lanes(
                 array_at(rewards + at, size, like), array_at(after, size, like), array_at(final, lanes, like),
                 array_at(terminated + start, size, byte), array_at(either + start, size, byte),
-                g, bootstrap, decay, monte_carlo, carry, scratch, array_at(out + at, size, like),
+                g, bootstrap, decay, address_of(decays), monte_carlo, carry, scratch, array_at(out + at, size, like),
             )  # fmt: skip
         else:
             _masked_rows(
