@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastac.distributions import Categorical, Gaussian
 from fastac.env_base import Image, image_of
+from fastac.mlp import MLP
 
 Activation = Literal["tanh", "relu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -27,7 +28,7 @@ def mlp(
     activation: Activation = "tanh",
     output_gain: float = 1.0,
     generator: torch.Generator | None = None,
-) -> nn.Sequential:
+) -> MLP:
     """Builds a multi-layer perceptron: `Linear`, activation, ..., `Linear`.
 
     Weights are orthogonal (Saxe et al. 2014) with gain sqrt 2, the last layer's with `output_gain`; biases are 0.
@@ -39,7 +40,7 @@ def mlp(
         generator: Where the weights are drawn from; the global generator is never touched.
 
     Returns:
-        An `nn.Sequential`; its `state_dict` loads into one written by hand.
+        An `nn.Sequential` that runs as one operation; its `state_dict` loads into one written by hand.
 
     Example:
         >>> network = mlp([4, 64, 64, 2], output_gain=0.01, generator=torch.Generator().manual_seed(0))
@@ -60,7 +61,7 @@ def mlp(
         layers.append(layer)
         if not last:
             layers.append(ACTIVATIONS[activation]())
-    return nn.Sequential(*layers)
+    return MLP(*layers)
 
 
 class NatureConvolutions(nn.Module):

@@ -63,11 +63,18 @@ class Adam(torch.optim.Adam):
         if max_grad_norm is not None and not max_grad_norm > 0.0:
             raise ValueError(f"max_grad_norm: got {max_grad_norm}, expected a number above 0, or None")
         self.max_grad_norm = max_grad_norm
-        self.grad_norm = math.nan
-        """The Euclidean norm of the whole gradient at the last step, before it was bounded; NaN without a bound."""
+        self._norm: float | Tensor = math.nan
         self._memory: list[_Memory] = []
         self._known_state: Any = None
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=False)
+
+    @property
+    def grad_norm(self) -> float:
+        """The Euclidean norm of the whole gradient at the last step, before it was bounded; NaN without a bound.
+
+        Reading it waits for the device.
+        """
+        return float(self._norm)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step; returns what `closure` returns, if there is one."""
@@ -105,8 +112,8 @@ class Adam(torch.optim.Adam):
         scale = 1.0
         if self.max_grad_norm is not None:
             norms = [norm_at(memory.where[1], memory.where[5], memory.count) for memory in found]
-            self.grad_norm = math.hypot(*norms)
-            scale = self.max_grad_norm / (self.grad_norm + 1e-6)
+            self._norm = norm = math.hypot(*norms)
+            scale = self.max_grad_norm / (norm + 1e-6)
             scale = 1.0 if scale > 1.0 else scale
         for group, memory in zip(self.param_groups, found, strict=True):
             step_at(*memory.where, memory.count, scale, group["lr"], *group["betas"], group["eps"])
@@ -117,7 +124,7 @@ class Adam(torch.optim.Adam):
         """The bound by torch's operations."""
         if self.max_grad_norm is not None:
             parameters = [p for group in self.param_groups for p in group["params"]]
-            self.grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
+            self._norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm, foreach=True)
 
     def _compiled_groups(self) -> list[_Memory] | None:
         """Where each group's memory is, with this step's gradients; None where the kernels cannot take it."""

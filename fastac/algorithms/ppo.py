@@ -23,11 +23,10 @@ from torch import Tensor
 
 from fastac.buffers import Batch
 from fastac.collector import Collector
+from fastac.losses import METRICS, ppo_loss
 from fastac.networks import Activation, Actor
-from fastac.normalize import normalize_advantages
+from fastac.optim import Adam
 from fastac.run import Callback, Result, Run, RunError, check_options, torch_threads
-
-MAX_LOG_RATIO = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,87 +223,28 @@ PRESETS: dict[str, Config | dict[str, Config]] = {
 }
 
 
-def policy_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, clip_coef: float, dual_clip: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """Returns -mean min(rho A, clip(rho, 1 - eps, 1 + eps) A) (eq. 7), and log rho.
-
-    The gradient is that of the policy gradient at the old parameters, and exactly zero where A > 0 and rho > 1 + eps,
-    or A < 0 and rho < 1 - eps. The exponent is bounded at +-20, beyond which the gradient is zero, too.
-
-    Args:
-        log_probs: `(B,)`, log pi_theta(a | s).
-        old_log_probs: `(B,)`, log pi_old(a | s); no gradient.
-        advantages: `(B,)`, A; no gradient.
-        clip_coef: eps.
-        dual_clip: c of max(min(...), c A) where A < 0 (Ye et al. 2020, eq. 5).
-
-    Example:
-        >>> new, old = torch.tensor([0.5, 0.0]).log(), torch.tensor([0.25, 1.0]).log()
-        >>> policy_loss(new[:1], old[:1], torch.tensor([1.0]), clip_coef=0.2)[0]  # the ratio is 2
-        tensor(-1.2000)
-    """
-    log_ratio = (log_probs - old_log_probs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio = log_ratio.exp()
-    objective = torch.minimum(ratio * advantages, ratio.clamp(1.0 - clip_coef, 1.0 + clip_coef) * advantages)
-    if dual_clip is not None:
-        objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
-    return -objective.mean(), log_ratio
-
-
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_coef: float | None) -> Tensor:
-    """Returns 1/2 mean (V - R)^2 (eq. 9's L_VF, halved), or with `clip_coef` its pessimistic form.
-
-    That is 1/2 mean max((V - R)^2, (V_old + clip(V - V_old, -eps, eps) - R)^2).
-
-    Example:
-        >>> value_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([3.0]), clip_coef=None)
-        tensor(2.)
-    """
-    error = values - returns
-    squared_error = error * error
-    if clip_coef is not None:
-        clipped_error = values.clamp(old_values - clip_coef, old_values + clip_coef) - returns
-        squared_error = torch.maximum(squared_error, clipped_error * clipped_error)
-    return 0.5 * squared_error.mean()
-
-
-METRICS = (
-    "losses/policy_loss",
-    "losses/value_loss",
-    "losses/entropy",
-    "losses/old_approx_kl",  # k1 = -log rho, and
-    "losses/approx_kl",  # k3 = rho - 1 - log rho: both estimate KL(old || new) (Schulman 2020)
-    "losses/clipfrac",
-)
 APPROX_KL = METRICS.index("losses/approx_kl")
 
 
 def loss(
     actor: Actor, critic: torch.nn.Module, batch: Batch, config: Config, clip_coef: float
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Returns the loss of a minibatch (eq. 9) and `METRICS`, all on the device."""
-    distribution = actor(batch.observations)
-    values = critic(batch.observations).squeeze(-1)
-    advantages = normalize_advantages(batch.advantages) if config.norm_adv else batch.advantages
-
-    pg_loss, log_ratio = policy_loss(
-        distribution.log_prob(batch.actions),
+) -> tuple[Tensor, Tensor]:
+    """Returns the loss of a minibatch (eq. 9; `fastac.losses.ppo_loss` has its terms) and `METRICS`, on the device."""
+    return ppo_loss(
+        actor(batch.observations),
+        batch.actions,
         batch.log_probs,
-        advantages,
+        batch.advantages,
+        critic(batch.observations),
+        batch.values,
+        batch.returns,
         clip_coef=clip_coef,
+        vf_coef=config.vf_coef,
+        ent_coef=config.ent_coef,
+        norm_adv=config.norm_adv,
+        clip_vloss=config.clip_vloss,
         dual_clip=config.dual_clip,
     )
-    v_loss = value_loss(values, batch.values, batch.returns, clip_coef=clip_coef if config.clip_vloss else None)
-    entropy = distribution.entropy().mean()
-    total = pg_loss + config.vf_coef * v_loss - config.ent_coef * entropy
-
-    with torch.no_grad():
-        ratio_minus_one = log_ratio.expm1()
-        k1 = -log_ratio.mean()
-        k3 = ratio_minus_one.mean() + k1
-        clipfrac = (ratio_minus_one.abs() > clip_coef).float().mean()
-    return total, (pg_loss.detach(), v_loss.detach(), entropy.detach(), k1, k3, clipfrac)
 
 
 class PPO:
@@ -317,7 +257,7 @@ class PPO:
         self.buffer = self.collector.buffer
         self.actor, self.critic = self.collector.actor, self.collector.make_critic()
         self.parameters = [*self.actor.parameters(), *self.critic.parameters()]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, eps=1e-5, fused=True)
+        self.optimizer = Adam(self.parameters, lr=config.learning_rate, eps=1e-5, max_grad_norm=config.max_grad_norm)
 
     def estimate(self) -> None:
         """Computes old log-probabilities, values, advantages and returns of the whole rollout in one batch."""
@@ -346,9 +286,8 @@ class PPO:
                 total, record = loss(self.actor, self.critic, batch, config, clip_coef)
                 self.optimizer.zero_grad()
                 total.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm, foreach=True)
                 self.optimizer.step()
-                records.append(torch.stack(record))
+                records.append(record)
             if config.target_kl is not None:
                 kl = torch.stack(records[start:])[:, APPROX_KL].mean()
                 if float(kl) > config.target_kl:

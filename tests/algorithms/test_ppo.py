@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastac import losses
 from fastac.algorithms import ppo, preset
 from fastac.normalize import RewardNormalizer
 from fastac.run import RunError, torch_threads
@@ -41,7 +42,7 @@ def test_the_loss_of_known_ratios():
     ratios = torch.tensor([0.5, 0.5, 1.0, 1.0, 2.0, 2.0], dtype=torch.float64)
     advantages = torch.tensor([1.0, -1.0] * 3, dtype=torch.float64)
     log_probs = ratios.log().requires_grad_()
-    loss, _ = ppo.policy_loss(log_probs, torch.zeros(6).double(), advantages, clip_coef=0.2)
+    loss, _ = losses.policy_loss(log_probs, torch.zeros(6).double(), advantages, clip_coef=0.2)
     objective = [0.5, -0.8, 1.0, -1.0, 1.2, -2.0]
     assert loss.item() == pytest.approx(-np.mean(objective))
     loss.backward()
@@ -53,7 +54,7 @@ def test_the_gradient_is_exactly_zero_where_clipped():
     generator = torch.Generator().manual_seed(0)
     log_probs = torch.randn(1000, generator=generator).requires_grad_()
     advantages = torch.randn(1000, generator=generator)
-    loss, _ = ppo.policy_loss(log_probs, torch.zeros(1000), advantages, clip_coef=0.2)
+    loss, _ = losses.policy_loss(log_probs, torch.zeros(1000), advantages, clip_coef=0.2)
     loss.backward()
     ratio = log_probs.detach().exp()
     clipped = ((advantages > 0) & (ratio > 1.2)) | ((advantages < 0) & (ratio < 0.8))
@@ -68,7 +69,7 @@ def test_at_the_old_parameters_the_gradient_is_the_policy_gradients():
     def gradient(loss):
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(agent.actor.parameters()))])
 
-    surrogate, _ = ppo.policy_loss(
+    surrogate, _ = losses.policy_loss(
         agent.actor(batch.observations).log_prob(batch.actions), batch.log_probs, batch.advantages, clip_coef=0.2
     )
     policy_gradient = -(agent.actor(batch.observations).log_prob(batch.actions) * batch.advantages).mean()
@@ -79,7 +80,7 @@ def test_dual_clip_bounds_the_objective_of_bad_actions():
     old = torch.zeros(2)
     log_probs = torch.tensor([10.0, 10.0]).log().requires_grad_()
     advantages = torch.tensor([-1.0, 1.0])
-    loss, _ = ppo.policy_loss(log_probs, old, advantages, clip_coef=0.2, dual_clip=3.0)
+    loss, _ = losses.policy_loss(log_probs, old, advantages, clip_coef=0.2, dual_clip=3.0)
     assert loss.item() == pytest.approx(-(-3.0 + 1.2) / 2)
     loss.backward()
     assert log_probs.grad.tolist() == [0.0, 0.0]
@@ -88,17 +89,17 @@ def test_dual_clip_bounds_the_objective_of_bad_actions():
 def test_a_huge_ratio_gives_no_nan_and_a_nan_goes_out():
     """Row R13."""
     log_probs = torch.tensor([500.0, -500.0], requires_grad=True)
-    loss, _ = ppo.policy_loss(log_probs, torch.zeros(2), torch.tensor([-1.0, 0.0]), clip_coef=0.2)
+    loss, _ = losses.policy_loss(log_probs, torch.zeros(2), torch.tensor([-1.0, 0.0]), clip_coef=0.2)
     loss.backward()
     assert torch.isfinite(loss)
     assert log_probs.grad.tolist() == [0.0, 0.0]
-    assert ppo.policy_loss(torch.tensor([np.nan]), torch.zeros(1), torch.ones(1), clip_coef=0.2)[0].isnan()
+    assert losses.policy_loss(torch.tensor([np.nan]), torch.zeros(1), torch.ones(1), clip_coef=0.2)[0].isnan()
 
 
 def test_the_value_loss_is_the_larger_of_clipped_and_unclipped():
     values, old, returns = torch.tensor([1.0, 0.1]), torch.tensor([0.0, 0.0]), torch.tensor([1.0, 2.0])
-    assert ppo.value_loss(values, old, returns, clip_coef=None).item() == pytest.approx((0 + 1.9**2) / 4)
-    assert ppo.value_loss(values, old, returns, clip_coef=0.2).item() == pytest.approx((0.8**2 + 1.9**2) / 4)
+    assert losses.value_loss(values, old, returns, clip_coef=None).item() == pytest.approx((0 + 1.9**2) / 4)
+    assert losses.value_loss(values, old, returns, clip_coef=0.2).item() == pytest.approx((0.8**2 + 1.9**2) / 4)
 
 
 # The update
