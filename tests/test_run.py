@@ -155,7 +155,7 @@ def test_what_cannot_be_resumed_is_named(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match=r"options are another version's .*colour"):
         resume(run)
     checkpoint.save(run / "checkpoint.pt", {**state, "algorithm": "../evil"})
-    with pytest.raises(checkpoint.CheckpointError, match=r"\.\./evil', expected one of policy_evaluation, ppo"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"\.\./evil', expected one of policy_evaluation, .*ppo"):
         resume(run)
 
 
