@@ -379,24 +379,23 @@ class SequenceReplayBuffer:
         return batch if device is None or out is not None else _moved(batch, device)
 
     def _gather(self, arrays: _Arrays) -> None:
-        rows, starts, masks = arrays.rows, arrays.starts, arrays.masks
-        replay, serials, truncated = self._replay, rows[-1], rows[-3]
-        if gather_windows(replay._at, self._at, id(rows), starts, serials, truncated, *masks) >= 0:
-            replay._check_out(rows, len(serials))
-            gather_windows(replay._at, self._at, 0, starts, serials, truncated, *masks)
+        replay, rows, starts, masks = self._replay, arrays.rows, arrays.starts, arrays.masks
+        if gather_windows(replay._at, self._at, id(rows), starts, *masks) >= 0:
+            size = self.length * len(starts)
+            replay._check_out((*rows, np.empty(size, np.float32), np.empty(size, np.int64)), size)
+            gather_windows(replay._at, self._at, 0, starts, *masks)
 
     def _allocate(self, size: int, device: Any) -> tuple[Sequences, _Arrays]:
         """A fresh batch, and its memory as the kernels take it."""
-        flat, rows = self._replay._allocate(self.length * size, None)
-        masks = tuple([np.empty((self.length, size), np.bool_) for _ in range(3)])
+        length = self.length
+        rows = [np.empty((length * size, *field.shape), field.dtype) for field in self._replay._output_fields[:-2]]
+        windows = [x.reshape(length, size, *x.shape[1:]) for x in rows]
+        transitions = self._replay._batch([*windows, None, None])
+        fields = [getattr(transitions, name) for name in _ROW_FIELDS]
+        masks = tuple([np.empty((length, size), np.bool_) for _ in range(3)])
         weights = np.empty(size, np.float32) if self._priorities else None
-        arrays = _Arrays(rows, np.empty(size, np.int64), masks, weights)
-
-        def windows(x: NDArray[Any]) -> NDArray[Any]:
-            return x.reshape(self.length, size, *x.shape[1:])
-
-        fields = [_mapped(windows, getattr(flat, name)) for name in _ROW_FIELDS]
-        batch = Sequences._make([*fields, *masks, arrays.starts, weights, _mapped(windows, flat.extra)])
+        arrays = _Arrays(tuple(rows), np.empty(size, np.int64), masks, weights)
+        batch = Sequences._make([*fields, *masks, arrays.starts, weights, transitions.extra])
         if device is None:
             return batch, arrays
         import torch
@@ -416,20 +415,17 @@ class SequenceReplayBuffer:
             return x.reshape(count, *x.shape[2:])
 
         rows = [_mapped(flat, getattr(out, name)) for name in _ROW_FIELDS]
-        scratch = np.empty(count, np.float32), np.empty(count, np.int64)
-        items = self._replay._items_of(Transitions._make([*rows, *scratch, None, _mapped(flat, out.extra)]), count)
-        masks = tuple(_checked(name, getattr(out, name), shape, _BOOL) for name in ("is_first", "mask", "loss_mask"))
-        _checked("truncated", items[-3], (count,), _BOOL)
+        items = self._replay._items_of(Transitions._make([*rows, None, None, None, _mapped(flat, out.extra)]), count)
+        masks = tuple([_checked(name, getattr(out, name), shape, _BOOL) for name in ("is_first", "mask", "loss_mask")])
         starts = _checked("indices", out.indices, (size,), _INT64)
-        return _Arrays(
-            items, starts, masks, _checked("weights", out.weights, (size,), _FLOAT32) if self._priorities else None
-        )
+        weights = _checked("weights", out.weights, (size,), _FLOAT32) if self._priorities else None
+        return _Arrays(items[:-2], starts, masks, weights)
 
 
 class _Arrays(NamedTuple):
     """Memory for a batch of windows."""
 
-    rows: tuple[Any, ...]  # (L * B, ...) each, in the order of `ReplayBuffer`'s kernels
+    rows: tuple[Any, ...]  # (L * B, ...) each, in the order of `gather_windows`
     starts: NDArray[np.int64]  # (B,)
     masks: tuple[NDArray[np.bool_], ...]  # (L, B) each: is_first, mask, loss_mask
     weights: NDArray[np.float32] | None  # (B,)

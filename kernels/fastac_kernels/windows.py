@@ -21,16 +21,19 @@ from numpy.typing import NDArray
 from fastac_kernels import ring
 from fastac_kernels._jit import inline, kernel
 from fastac_kernels.memory import address_of
-from fastac_kernels.pointers import load, store
+from fastac_kernels.objects import read
+from fastac_kernels.pointers import copy, load, prefetch, store
 from fastac_kernels.priorities import KNOWN, LEAVES, NEW_LEAF, TREE
 from fastac_kernels.priorities import _weigh as weigh
 from fastac_kernels.ring import get, put
-from fastac_kernels.sampling import gather, random_below
+from fastac_kernels.sampling import random_below
 from fastac_kernels.sum_tree import SHIFT, draw, leaves_of, recompute_touched, touch
 
 # The words of an index: steps that it has seen, the queue's ends (counted over its life), the rest fixed.
 SEEN, HEAD, TAIL, LENGTH, LEAST, MODE, BURN_IN, QUEUE, QUEUE_SIZE, RUNS, INDEX_SIZE = range(11)
 WHOLE, PADDED, ACROSS = range(3)
+AHEAD = 16  # rows between a prefetch and its copy
+LINES = 4  # cache lines of a row asked for in advance
 
 
 @inline
@@ -45,8 +48,8 @@ def _flags_address(state: int, serial: int) -> int:
 
 
 @inline
-def _flags(state: int, serial: int) -> int:
-    return np.int64(load(_flags_address(state, serial), np.uint8(0)))  # type: ignore[return-value]
+def _flags(state: int, serial: int) -> Any:
+    return load(_flags_address(state, serial), np.uint8(0))
 
 
 @inline
@@ -175,85 +178,113 @@ def _truth(address: int, i: int, value: Any) -> None:
     store(address + i, np.uint8(1) if value else np.uint8(0))
 
 
-@kernel
-def window_rows(
-    state: int, index: int, batch: int, starts: int, serials: int, is_first: int, mask: int, loss_mask: int
-) -> None:
-    """Lists the rows of windows, time-major: row k of window b is number k * batch + b of each output.
+@inline
+def _after(slot: int, envs: int, slots: int) -> int:
+    """The slot of an environment's next row."""
+    slot += envs
+    return slot - slots if slot >= slots else slot
 
-    Args:
-        state: Address of the ring's state.
-        index: Address of the index.
-        batch: Number of windows, B.
-        starts: Address of their first rows' serial numbers.
-        serials: Output, address of L * B int64.
-        is_first: Output, address of L * B bytes: a row with which a run begins.
-        mask: Output, as many: neither filler nor padding.
-        loss_mask: Output, as many: the same without burn-in.
-    """
-    envs, added = get(state, ring.ENVS), get(state, ring.ADDED)
+
+@inline
+def _ask_for(state: int, slot: int) -> None:
+    """Asks for the cache lines of a row; the hardware fetches the rest of a long one."""
+    row = get(state, ring.ROW)
+    here = get(state, ring.ROWS) + slot * row
+    for i in range(0, min(row, LINES * 64), 64):
+        prefetch(here + i)
+    if row > LINES * 64:
+        prefetch(here + get(state, ring.REWARD_AT))
+
+
+@inline
+def _copy_row(state: int, out: int, i: int, slot: int, flags: Any) -> None:
+    """Copies a row with its next observation to place i of the outputs."""
+    row, rows, reward_at, leaves = (
+        get(state, ring.ROW), get(state, ring.ROWS), get(state, ring.REWARD_AT), get(state, ring.LEAVES)
+    )  # fmt: skip
+    observation_leaves, here = get(state, ring.OBSERVATION_LEAVES), rows + slot * row
+    others = observation_leaves + get(state, ring.ROW_LEAVES)
+    if flags & ring.FILED:
+        entry = load(here + get(state, ring.SIDE_AT), np.int64(0)) % get(state, ring.SIDE_SIZE)
+        following = get(state, ring.SIDE) + entry * get(state, ring.OBSERVATION)
+    else:
+        following = rows + _after(slot, get(state, ring.ENVS), get(state, ring.SLOTS)) * row
+    for leaf in range(others):
+        offset, size = load(leaves + 16 * leaf, np.int64(0)), load(leaves + 16 * leaf + 8, np.int64(0))
+        copy(load(out + 8 * leaf, np.int64(0)) + i * size, here + offset, size)
+    for leaf in range(observation_leaves):
+        offset, size = load(leaves + 16 * leaf, np.int64(0)), load(leaves + 16 * leaf + 8, np.int64(0))
+        copy(load(out + 8 * (others + leaf), np.int64(0)) + i * size, following + offset, size)
+    after = out + 8 * (others + observation_leaves)
+    store(load(after, np.int64(0)) + 4 * i, load(here + reward_at, np.float32(0)))
+    _truth(load(after + 8, np.int64(0)), i, flags & ring.TERMINATED != 0)
+    breaks = flags & (ring.VALID | ring.CUT | ring.TERMINATED) == ring.VALID | ring.CUT
+    _truth(load(after + 16, np.int64(0)), i, flags & ring.TRUNCATED != 0 or breaks)
+
+
+@inline
+def _copy_window(
+    state: int, index: int, out: int, b: int, batch: int, start: int, then: int,
+    is_first: int, mask: int, loss_mask: int,
+) -> None:  # fmt: skip
+    """Copies window b of a batch, row k to place k * batch + b, and asks for the window that starts in slot `then`."""
+    envs, added, slots = get(state, ring.ENVS), get(state, ring.ADDED), get(state, ring.SLOTS)
     length, burn_in, across = get(index, LENGTH), get(index, BURN_IN), get(index, MODE) == ACROSS
-    for b in range(batch):
-        serial = load(starts + 8 * b, np.int64(0))
-        before = ring.CUT if serial < envs else _flags(state, serial - envs)
-        flags, inside, i = _flags(state, serial), True, b
-        for k in range(length):
-            valid = inside and flags & ring.VALID != 0
-            store(serials + 8 * i, np.int64(serial))
-            _truth(is_first, i, valid and before & ring.CUT != 0)
-            _truth(mask, i, valid)
-            _truth(loss_mask, i, valid and k >= burn_in)
-            i += batch
-            if k + 1 < length:
-                inside = inside and serial + envs < added and (across or not flags & ring.CUT)
-                if inside:
-                    serial += envs
-                    before, flags = flags, _flags(state, serial)
-
-
-@kernel
-def cut_at_breaks(state: int, count: int, serials: int, truncated: int) -> None:
-    """Marks rows as truncated after which no row follows although their episode did not end.
-
-    Args:
-        state: Address of the ring's state.
-        count: Number of rows.
-        serials: Address of their serial numbers.
-        truncated: Address of as many bytes.
-    """
-    for i in range(count):
-        flags = _flags(state, load(serials + 8 * i, np.int64(0)))
-        if flags & (ring.VALID | ring.CUT | ring.TERMINATED) == ring.VALID | ring.CUT:
-            store(truncated + i, np.uint8(1))
+    row, flags_at = get(state, ring.ROW), get(state, ring.ROWS) + get(state, ring.REWARD_AT) + ring.FLAGS_AFTER
+    slot, serial, inside, i = start % slots, start, True, b
+    ahead = (start + min(AHEAD, length) * envs) % slots
+    before: Any = ring.CUT if start < envs else _flags(state, start - envs)
+    for k in range(length):
+        ahead = then if k + AHEAD == length else ahead
+        _ask_for(state, ahead)
+        ahead = _after(ahead, envs, slots)
+        flags = load(flags_at + slot * row, np.uint8(0))
+        _copy_row(state, out, i, slot, flags)
+        valid = inside and flags & ring.VALID != 0
+        _truth(is_first, i, valid and before & ring.CUT != 0)
+        _truth(mask, i, valid)
+        _truth(loss_mask, i, valid and k >= burn_in)
+        inside = inside and serial + envs < added and (across or not flags & ring.CUT)
+        if inside:
+            serial, slot, before = serial + envs, _after(slot, envs, slots), flags
+        i += batch
 
 
 @kernel
 def gather_windows(
-    state: int, index: int, objects: int, starts: NDArray[np.int64], serials: NDArray[np.int64],
-    truncated: NDArray[np.bool_], is_first: NDArray[np.bool_], mask: NDArray[np.bool_], loss_mask: NDArray[np.bool_],
+    state: int, index: int, objects: int, starts: NDArray[np.int64],
+    is_first: NDArray[np.bool_], mask: NDArray[np.bool_], loss_mask: NDArray[np.bool_],
 ) -> int:  # fmt: skip
-    """Copies windows, time-major; all arrays are C-contiguous.
+    """Copies windows, time-major: row k of window b is number k * B + b of each output. All arrays are C-contiguous.
+
+    A window's rows are read one after the other, although they are written far apart: memory that is read is not in the
+    cache, memory that is written soon is.
 
     Args:
         state: Address of the ring's state.
         index: Address of the index.
-        objects: Address of a tuple of numpy arrays with L * B rows each, or 0, as for `sampling.gather`.
-        starts: `(B,)`, the serial numbers of their first rows.
-        serials: Output, `(L * B,)`, the serial numbers of all rows.
-        truncated: `(L * B,)`, the one that the tuple has.
-        is_first: Output, `(L, B)`, as in `window_rows`.
-        mask: Output, the same.
-        loss_mask: Output, the same.
+        objects: Address of a tuple of numpy arrays with L * B rows each: observations, actions and extra fields, next
+            observations, rewards, terminated, truncated. 0: their addresses are in the state's output table already.
+        starts: `(B,)`, the serial numbers of the windows' first rows.
+        is_first: Output, `(L, B)`: a row with which a run begins.
+        mask: Output, `(L, B)`: neither filler nor padding.
+        loss_mask: Output, `(L, B)`: the same without burn-in.
 
     Returns:
         -1, or the number of an item of the tuple that is not a plain array of the right type and shape.
     """
-    count = starts.size * get(index, LENGTH)
-    window_rows(
-        state, index, starts.size, address_of(starts), address_of(serials),
-        address_of(is_first), address_of(mask), address_of(loss_mask),
-    )  # fmt: skip
-    item = gather(state, objects, count, address_of(serials))
-    if item < 0:
-        cut_at_breaks(state, count, address_of(serials), address_of(truncated))
-    return item
+    batch, length, out = starts.size, get(index, LENGTH), get(state, ring.OUTPUT_TABLE)
+    if objects != 0:
+        count = get(state, ring.OUTPUT_COUNT) - 2  # without discounts and indices
+        item = read(get(state, ring.OUTPUTS), count, objects, batch * length, out, get(state, ring.TRUTHS))
+        if item >= 0:
+            return item
+    envs, slots = get(state, ring.ENVS), get(state, ring.SLOTS)
+    for k in range(min(AHEAD, length) if batch > 0 else 0):
+        _ask_for(state, (starts[0] + k * envs) % slots)
+    for b in range(batch):
+        _copy_window(
+            state, index, out, b, batch, starts[b], starts[min(b + 1, batch - 1)] % slots,
+            address_of(is_first), address_of(mask), address_of(loss_mask),
+        )  # fmt: skip
+    return -1
