@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastac.distributions import gumbel
+from fastac.mlp import AVAILABLE, MLP
 from fastac.networks import Actor, CategoricalActor
+from fastac_kernels.acting import draw_categorical, draw_gaussian, forward
 
 
 class ArrayActor:
@@ -35,8 +37,7 @@ class ArrayActor:
     def __init__(self, actor: Actor):
         self._forward = array_forward(actor.network)
         self._log_std = None if isinstance(actor, CategoricalActor) else actor.log_std.detach()
-        parameter = list(actor.network.parameters())[-1]
-        self._size = parameter.shape[0]
+        self._size = list(actor.network.parameters())[-1].shape[0]
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> NDArray[np.float32]:
         """Returns what `sample` needs for actions of `shape`: `(*shape, n)` Gumbel or `(*shape, A)` normal noise."""
@@ -47,11 +48,12 @@ class ArrayActor:
     def sample(self, observations: NDArray[Any], noise: NDArray[np.float32]) -> NDArray[Any]:
         """Returns raw actions, `(B,)` int64 or `(B, A)` float32, of observations `(B, *obs)` as the actor sees them."""
         outputs = self._forward(observations)
-        if self._log_std is None:
-            drawn: NDArray[Any] = np.argmax(outputs + noise, axis=-1)
-        else:
-            drawn = outputs + np.exp(self._log_std.cpu().numpy()) * noise
-        return drawn
+        if self._log_std is not None:
+            draw_gaussian(outputs, self._log_std.cpu().numpy(), noise)
+            return outputs
+        actions = np.empty(len(outputs), np.int64)
+        draw_categorical(outputs, noise, actions)
+        return actions
 
     def mode(self, observations: NDArray[Any]) -> NDArray[Any]:
         """Returns the most probable raw actions."""
@@ -62,9 +64,9 @@ class ArrayActor:
 def array_forward(network: nn.Module) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
     """Returns a function from arrays `(B, *obs)` to float32 arrays that runs `network` without a gradient.
 
-    An MLP of `Linear`, `Tanh` and `ReLU` on the CPU runs in numpy on the weights' own memory (a fifth of the time of a
-    torch call at acting sizes, where calls cost more than arithmetic), so it follows every optimiser step. Any other
-    module, or one on a GPU, runs in torch. The two agree to float32 rounding.
+    An `MLP` on the CPU runs in one compiled call on the weights' own memory (a tenth of the time of torch's calls at
+    acting sizes), so it follows every optimiser step. Any other module, or one on a GPU, runs in torch. The two agree
+    to float32 rounding.
 
     Example:
         >>> from fastac.networks import mlp
@@ -73,39 +75,25 @@ def array_forward(network: nn.Module) -> Callable[[NDArray[Any]], NDArray[np.flo
         (3, 2)
     """
     parameter = next(network.parameters())
-    layers = list(network) if isinstance(network, nn.Sequential) else [network]
-    plain = parameter.device.type == "cpu" and all(
-        type(layer) in (nn.Tanh, nn.ReLU)
-        or (type(layer) is nn.Linear and layer.bias is not None and layer.weight.dtype == torch.float32)
-        for layer in layers
-    )
-    if not plain:
 
-        def run_torch(observations: NDArray[Any]) -> NDArray[np.float32]:
-            with torch.inference_mode():
-                outputs: Tensor = network(torch.from_numpy(observations).to(parameter.device))
-                return outputs.cpu().numpy()
+    def run_torch(observations: NDArray[Any]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            outputs: Tensor = network(torch.from_numpy(observations).to(parameter.device))
+            return outputs.cpu().numpy()
 
+    if not isinstance(network, MLP) or not AVAILABLE:
         return run_torch
 
-    steps: list[tuple[type[nn.Module], Any, Any]] = []
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            assert layer.bias is not None
-            steps.append((nn.Linear, layer.weight.detach().numpy().T, layer.bias.detach().numpy()))
-        else:
-            steps.append((type(layer), None, None))
+    def run_kernel(observations: NDArray[Any]) -> NDArray[np.float32]:
+        plan = network.plan()
+        rows = len(observations)
+        if plan is None or rows == 0 or observations.dtype != np.float32 or not observations.flags.c_contiguous:
+            return run_torch(observations)
+        inputs, columns, hidden, _ = plan.widths
+        if observations.shape != (rows, inputs):
+            return run_torch(observations)
+        outputs = np.empty((rows, columns), np.float32)
+        forward(*plan.where, plan.activation, observations, np.empty(rows * hidden, np.float32), outputs)
+        return outputs
 
-    def run_numpy(observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        x = observations
-        for kind, weight, bias in steps:
-            if kind is nn.Linear:
-                x = x @ weight
-                x += bias
-            elif kind is nn.Tanh:
-                x = np.tanh(x, out=x if x is not observations else None)
-            else:
-                x = np.maximum(x, 0.0, out=x if x is not observations else None)
-        return x
-
-    return run_numpy
+    return run_kernel

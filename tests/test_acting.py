@@ -58,3 +58,30 @@ def test_array_actor_draws_gaussians_with_the_present_deviation():
     std = np.exp([0.5, -1.0])
     assert np.all(np.abs(actions.mean(0) - mean) < 5 * std / np.sqrt(len(actions)))
     np.testing.assert_allclose(actions.std(0), std, rtol=0.03)
+
+
+def test_draws_are_those_of_numpy():
+    """The same noise gives the same actions as argmax of logits and noise, and mean plus scaled noise."""
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    actor = CategoricalActor(mlp([4, 8, 5], output_gain=1.0, generator=generator(1)))
+    acting = ArrayActor(actor)
+    noise = acting.noise((50,), generator(2))
+    logits = array_forward(actor.network)(x)
+    np.testing.assert_array_equal(acting.sample(x, noise), np.argmax(logits + noise, -1))
+    gaussian = GaussianActor(mlp([4, 8, 2], generator=generator(1)), 2)
+    noise = ArrayActor(gaussian).noise((50,), generator(2))
+    with torch.no_grad():
+        gaussian.log_std.copy_(torch.tensor([0.5, -1.0]))
+    wanted = array_forward(gaussian.network)(x) + np.exp(np.float32([0.5, -1.0])) * noise
+    np.testing.assert_allclose(ArrayActor(gaussian).sample(x, noise), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_observations_of_any_layout():
+    network = mlp([4, 8, 2], generator=generator())
+    forward = array_forward(network)
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    assert forward(x[:0]).shape == (0, 2)
+    for same in (np.asfortranarray(x), np.repeat(x, 2, axis=0)[::2]):
+        np.testing.assert_allclose(forward(same), forward(x), rtol=1e-6, atol=1e-6)
+    with pytest.raises(RuntimeError, match="shape"):
+        forward(np.zeros((2, 5), np.float32))
