@@ -1,4 +1,6 @@
+import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import fastac
 from fastac import __main__ as command_line
 from fastac import checkpoint
 from fastac.__main__ import main
+from fastac.algorithms import ALGORITHMS, preset
 
 ROOT = Path(fastac.__file__).parents[1]
 SMALL = ["--num-steps", "32", "--total-timesteps", "256", "--hidden-sizes", "16", "--eval-episodes", "3"]
@@ -150,6 +153,20 @@ def test_help_names_the_algorithms_and_their_papers(capsys):
     assert "Schulman et al. 2017, arXiv:1707.06347" in text
     assert main(["train", "ppo", "--help"]) == 0
     assert "--clip-coef" in capsys.readouterr().out
+
+
+def test_the_algorithms_stand_in_the_order_of_their_ideas_each_with_its_source():
+    ladder = [
+        "policy_evaluation", "reinforce", "actor_critic", "importance_weighted", "trpo", "ppo",
+        "off_policy", "sac", "td3", "ddpg",
+    ]  # fmt: skip
+    assert list(ALGORITHMS) == [name for name in ladder if name in ALGORITHMS]
+    for name, description in ALGORITHMS.items():
+        assert re.search(r"\b(19|20)\d\d\b", description), name
+        module = importlib.import_module(f"fastac.algorithms.{name}")
+        assert (module.__doc__ or "").count("\n") > 3, name
+        for published in module.PRESETS:
+            preset(name, published).check()
 
 
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["train"], ["train", "ppo", "--gama", "1"], ["warmup", "--fast"]])
