@@ -77,7 +77,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         beta: float = 0.4,
         **options: Any,
     ):
-        _not_negative("alpha", alpha), _not_negative("beta", beta)
+        not_negative("alpha", alpha), not_negative("beta", beta)
         super().__init__(capacity, observation_space, action_space, **options)
         self._prioritize(alpha, beta)
 
@@ -97,7 +97,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         Returns:
             An empty buffer.
         """
-        _not_negative("alpha", alpha), _not_negative("beta", beta)
+        not_negative("alpha", alpha), not_negative("beta", beta)
         buffer = super().from_example(capacity, example, **options)
         assert isinstance(buffer, PrioritizedReplayBuffer)
         buffer._prioritize(alpha, beta)
@@ -170,7 +170,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             batch_size = positive_integer("batch_size", batch_size)
         beta = self.beta if beta is None else beta
         if not (type(beta) is float and 0.0 <= beta < math.inf):
-            beta = _not_negative("beta", beta)
+            beta = not_negative("beta", beta)
         if not replace:
             raise ValueError("replace: got False, expected True: prioritized draws are with replacement")
         if out is None:
@@ -240,7 +240,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 _FLOATS = frozenset([_FLOAT32, _FLOAT64])
 
 
-def _not_negative(name: str, value: Any) -> float:
+def not_negative(name: str, value: Any) -> float:
+    """`value` as a float, if it is a finite number of at least 0."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value < math.inf:
         raise ValueError(f"{name}: got {value!r}, expected a finite number of at least 0")
     return float(value)

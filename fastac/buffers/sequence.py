@@ -12,8 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from fastac._arrays import is_tensor, positive_integer
 from fastac.buffers import fields
-from fastac.buffers.prioritized import PrioritizedReplayBuffer
-from fastac.buffers.prioritized import _not_negative as not_negative
+from fastac.buffers.prioritized import PrioritizedReplayBuffer, not_negative
 from fastac.buffers.replay import ReplayBuffer, Transitions
 from fastac_kernels import ring
 from fastac_kernels import windows as kernels

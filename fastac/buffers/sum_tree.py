@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -64,6 +66,10 @@ class SumTree:
         self._total = inner[-1:]
         self.address: int = self._header.ctypes.data
         self.recompute()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The header holds addresses, which a copy must not share.
+        return SumTree, (self.capacity, self._memory[0].copy())
 
     @staticmethod
     def leaf_memory(capacity: int) -> int:

@@ -140,7 +140,8 @@ def set_largest(priorities: int, largest: float) -> None:
 
 
 @inline
-def _weigh(leaves: int, weights: NDArray[np.float32], beta: float) -> None:
+def weigh(leaves: int, weights: NDArray[np.float32], beta: float) -> None:
+    """Importance weights of as many leaves above 0, float64 at an address."""
     leaf = array_at(leaves, weights.size, 0.0)
     # Of floats above 0 the order is that of their bits, and integers have a minimum that vectorises.
     bits = array_at(leaves, weights.size, 0)
@@ -179,7 +180,7 @@ def sample_prioritized(priorities: int, state: int, objects: int, weights: NDArr
         return NOTHING
     draw(tree, get(state, ring.SEED), get(state, ring.COUNTER), serials, leaves, n)
     put(state, ring.COUNTER, get(state, ring.COUNTER) + n)
-    _weigh(leaves, weights, beta)
+    weigh(leaves, weights, beta)
     added, capacity = get(state, ring.ADDED), get(state, ring.CAPACITY)
     start = added // capacity * capacity
     index = array_at(serials, n, 0)

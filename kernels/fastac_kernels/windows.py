@@ -23,8 +23,7 @@ from fastac_kernels._jit import inline, kernel
 from fastac_kernels.memory import address_of
 from fastac_kernels.objects import read
 from fastac_kernels.pointers import copy, load, prefetch, store
-from fastac_kernels.priorities import KNOWN, LEAVES, NEW_LEAF, TREE
-from fastac_kernels.priorities import _weigh as weigh
+from fastac_kernels.priorities import KNOWN, LEAVES, NEW_LEAF, TREE, weigh
 from fastac_kernels.ring import get, put
 from fastac_kernels.sampling import random_below
 from fastac_kernels.sum_tree import SHIFT, draw, leaves_of, recompute_touched, touch

@@ -1,5 +1,7 @@
 """The sum tree: bit for bit the plain one, whatever the leaves; draws in proportion to them, and never of a zero."""
 
+import copy
+import pickle
 from typing import Any
 
 import naive_sum_tree
@@ -210,6 +212,17 @@ def test_leaves_in_memory_that_is_given() -> None:
     assert tree.total == 20.0
     tree.set([3], [5.0])
     assert memory[3] == 5.0
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, lambda tree: pickle.loads(pickle.dumps(tree))])
+def test_a_copy_has_memory_of_its_own(duplicate: Any) -> None:
+    tree = SumTree(300)
+    tree.set(np.arange(300), np.arange(300.0))
+    other = duplicate(tree)
+    check(other)
+    other.set([299], [0.0])
+    assert tree.total == other.total + 299
+    check(tree)
 
 
 def test_errors() -> None:
