@@ -3,6 +3,17 @@
 from fastac.buffers.prioritized import PrioritizedReplayBuffer
 from fastac.buffers.replay import ReplayBuffer, Transitions
 from fastac.buffers.rollout import Batch, RolloutBuffer
+from fastac.buffers.sequence import SequenceReplayBuffer, Sequences
 from fastac.buffers.staging import Sampler, Staging
 
-__all__ = ["Batch", "PrioritizedReplayBuffer", "ReplayBuffer", "RolloutBuffer", "Sampler", "Staging", "Transitions"]
+__all__ = [
+    "Batch",
+    "PrioritizedReplayBuffer",
+    "ReplayBuffer",
+    "RolloutBuffer",
+    "Sampler",
+    "SequenceReplayBuffer",
+    "Sequences",
+    "Staging",
+    "Transitions",
+]
