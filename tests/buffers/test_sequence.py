@@ -121,7 +121,7 @@ def agree(buffer, plain):
         assert np.array_equal(getattr(drawn, name), getattr(again, name))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=150)
 @given(
     num_envs=st.integers(1, 3),
     keep=st.integers(1, 12),
@@ -187,7 +187,7 @@ def leaves_of(buffer):
     return {i: leaves[i % buffer.capacity] for i in range(oldest, buffer.added) if leaves[i % buffer.capacity] > 0}
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=50)
 @given(
     num_envs=st.integers(1, 3),
     keep=st.integers(1, 9),
