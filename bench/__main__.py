@@ -19,6 +19,7 @@ def main() -> None:
         ("returns", "discounted, n-step and lambda returns against peers and the limit"),
         ("ratio", "PPO's loss and its gradient against torch, JAX and the limit"),
         ("traces", "V-trace and Retrace against peers and the limit"),
+        ("replay", "replay buffers against peers and the limit"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("--seconds", type=float, default=3.0, help="least time spent on a case")
@@ -30,6 +31,8 @@ def main() -> None:
     learning.add_argument("--library", choices=("fastac", "sb3"), required=True)
     learning.add_argument("--setting", choices=("cleanrl", "cleanrl-unclipped", "zoo"), required=True)
     learning.add_argument("--seeds", type=seed_list, default=seed_list("0-9"), help="a range such as 0-9")
+    weighted = commands.add_parser("importance_weighted", help="too many gradient steps on a batch, and three remedies")
+    weighted.add_argument("--draw", action="store_true", help="run nothing; draw what is recorded")
     commands.add_parser("conformance", help="which episode boundaries the peers get right")
     report = commands.add_parser("report", help="write the README's tables and figure from the recorded results")
     report.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")
@@ -46,6 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
         from bench import ratio
 
         ratio.main(arguments.seconds)
+    elif arguments.command == "replay":
+        from bench import replay
+
+        replay.main(arguments.seconds)
     elif arguments.command == "overhead":
         from bench import overhead
 
@@ -58,6 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
         from bench import learning
 
         learning.main(arguments.library, arguments.setting, arguments.seeds)
+    elif arguments.command == "importance_weighted":
+        from bench import importance_weighted
+
+        return importance_weighted.main(draw_only=arguments.draw)
     elif arguments.command == "conformance":
         from bench import conformance
 

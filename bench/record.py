@@ -25,6 +25,8 @@ PACKAGES = (
     "rlox",
     "torchrl",
     "stable-baselines3",
+    "cpprb",
+    "flashbax",
     "pytest-benchmark",
 )
 

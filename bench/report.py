@@ -228,6 +228,80 @@ def learning(results: Results) -> str:
     return "\n\n".join([lead, table(header, rows), note])
 
 
+REPLAY_PEERS = ("cpprb", "rlox", "sb3", "tianshou", "torchrl", "flashbax")
+REPLAY_KINDS = {
+    "plain": "",
+    "n_step": "3 steps, ",
+    "prioritized": "prioritized, ",
+    "frames": "84 x 84 x 4 uint8, ",
+    "sequences": "32 windows of 64, ",
+    "tiny": "32 windows of 64, rows of 32 bytes, ",
+}
+
+
+def replay_row(result: dict[str, Any]) -> list[str]:
+    """Nanoseconds per transition: fastac's three forms, each peer, and random rows of the same bytes."""
+    contenders, count = result["contenders"], result["transitions"]
+    kind, envs, rows = result["kind"], result["num_envs"], result["capacity"]
+    what = REPLAY_KINDS[kind] + (result["operation"] if kind not in ("sequences", "tiny") else f"of {rows:,} rows")
+    if kind == "plain" and envs > 1 and not result["operation"].startswith("add"):
+        what += f" of {envs} environments"
+
+    def cell(name: str) -> str:
+        if name in result["failed"]:
+            return "fails"
+        if name not in contenders:
+            return "-"
+        value = contenders[name]["median_ns"] / count
+        text = f"{value:,.0f}" if value >= 20 else f"{value:.1f}"
+        return text + "*" * (name in result["wrong_ends"])
+
+    cells = {name: cell(name) for name in REPLAY_PEERS}
+    there = [name for name in REPLAY_PEERS if name in contenders]
+    if there:
+        best = min(there, key=lambda name: contenders[name]["median_ns"])
+        cells[best] = f"**{cells[best]}**"
+    limit = "limit_streamed" if "limit_gathered" not in contenders else "limit_gathered"
+    own = [cell(name) for name in ("fastac_out", "fastac", "fastac_tensors")]
+    return [what, *own, *cells.values(), cell(limit)]
+
+
+def replay(results: Results) -> str:
+    result = need(results, "replay")
+    header = ["ns a transition", "fastac, `out=`", "arrays", "tensors"]
+    header += [*(TITLES.get(name, name) for name in REPLAY_PEERS), "limit"]
+    memory = result["memory"]
+    sizes = {name: f"{size:,.0f}" for name, size in memory["bytes_per_transition"].items()}
+    titles = {"sb3": "SB3", "sb3_optimized": "SB3, `optimize_memory_usage`"}
+    wrong = {name: why for row in result["results"] for name, why in row["wrong_ends"].items()}
+    failed = {name: why for row in result["results"] for name, why in row["failed"].items()}
+    notes = [f"{TITLES.get(name, name)} {why}" for name, why in wrong.items()]
+    fails = [f"{TITLES.get(name, name)} fails where the table says so: {why}" for name, why in failed.items()]
+    capacity = next(row["capacity"] for row in result["results"] if row["kind"] == "frames")
+    return "\n\n".join(
+        [
+            table(header, [replay_row(row) for row in result["results"]]),
+            "Bytes per transition of a buffer of Atari's stacked frames (84 x 84 x 4), as allocated:",
+            table(
+                ["", "bytes"],
+                [[titles.get(name, name), size] for name, size in sizes.items()]
+                + [["least: one frame, action, reward, flags", f"{memory['least']:,}"]],
+            ),
+            footnote(
+                result,
+                "numba cpprb rlox stable-baselines3 tianshou torchrl flashbax jax torch",
+                also=" Observations of 17 and actions of 6 floats, full buffers of 1,000,000 transitions (images:"
+                f" {capacity:,}); median CPU times of interleaved rounds; bold: the fastest peer. *Limit*: the same"
+                " bytes gathered from random rows in compiled code (adding: streamed). Tensors: those of SB3 and"
+                " TorchRL, too; flashbax is jitted on the CPU. cpprb computes n-step targets at insertion. Every batch"
+                f" was held against what was added; * wrong at an episode's end: {'; '.join(notes)}. "
+                + "".join(f"{text}. " for text in fails)
+                + f"Bytes: at {memory['capacity']:,} transitions.",
+            ),
+        ]
+    )
+
+
 def conformance(results: Results) -> str:
     from bench import conformance as suite
 
@@ -238,6 +312,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "gae": gae,
     "returns": returns,
     "traces": traces,
+    "replay": replay,
     "overhead": overhead,
     "training": training,
     "learning": learning,
