@@ -10,9 +10,11 @@ import probe_envs
 import pytest
 import sample_envs
 import torch
+from test_run import everything
 
-from fastac.algorithms import actor_critic, ppo
+from fastac.algorithms import actor_critic, ppo, preset, resume
 from fastac.buffers.rollout import Transitions
+from fastac.evaluate import evaluate, interquartile_mean
 from fastac.returns import gae
 from fastac.run import RunError, torch_threads
 
@@ -225,7 +227,7 @@ def test_learning_rates_fall_linearly():
 
 def trained(name, *, log_std=None, **options):
     config = small(
-        f"probe/{name}-v0", **{"total_timesteps": 6000, "num_steps": 5, "learning_rate": 3e-3, "gamma": 0.99, **options}
+        f"probe/{name}-v0", **{"total_timesteps": 4000, "num_steps": 5, "learning_rate": 3e-3, "gamma": 0.99, **options}
     )
     agent = actor_critic.ActorCritic(config)
     if log_std is not None:
@@ -286,17 +288,17 @@ def test_a_continuous_target_is_learnt(kind):
     assert agent.collector.policy.act(np.zeros(1))[0] == pytest.approx(0.5, abs=0.1)
 
 
-@pytest.mark.parametrize("critic_target", TARGETS)
+@pytest.mark.parametrize("critic_target", ["td0", "lambda"])
 def test_a_time_limit_is_not_an_end(critic_target):
     """Row R1: r = 1 for ever, gamma = 0.98, truncated every 10 steps: V = 50 (below 10 if truncation were the end)."""
     options = {**FITTED, "critic_target": critic_target, "critic_steps": 40, "critic_learning_rate": 3e-2}
-    agent = trained("Endless", **options, gamma=0.98, total_timesteps=4000, max_grad_norm=100.0)
+    agent = trained("Endless", **options, gamma=0.98, total_timesteps=2500, max_grad_norm=100.0)
     assert value_of(agent, 0.0) == pytest.approx(50.0, abs=2.5)
 
 
 def test_a_time_limit_is_not_an_end_online_either():
     """Row R1."""
-    agent = trained("Endless", gamma=0.98, total_timesteps=20_000, learning_rate=1e-2)
+    agent = trained("Endless", gamma=0.98, total_timesteps=12_000, learning_rate=1e-2)
     assert value_of(agent, 0.0) == pytest.approx(50.0, abs=2.5)
 
 
@@ -313,17 +315,40 @@ def test_cartpole_improves():
     assert actor_critic.train(config).episode_return > 60
 
 
+def test_it_learns_from_images():
+    config = small("sample_envs:Pixels-v0", num_steps=16, norm_adv=True, activation="relu", log_interval=1)
+    result = actor_critic.train(dataclasses.replace(config, total_timesteps=1280, learning_rate=1e-3))
+    assert evaluate(result.policy, config.env_id, episodes=10).mean > 3.5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "threshold"), [("a2c", 475), ("batch", 195)])
 def test_cartpole_is_learnt(name, threshold):
-    from fastac.evaluate import evaluate, interquartile_mean
-
     configs = [dataclasses.replace(actor_critic.PRESETS[name], seed=seed) for seed in range(5)]
     means = [evaluate(actor_critic.train(config).policy, "CartPole-v1").mean for config in configs]
     assert interquartile_mean(means) >= threshold
 
 
-# Options
+# Options and resuming
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"vectorization": "vector_entry_point", "anneal_lr": True},
+        {"env_id": "Pendulum-v1", "normalize_observations": True, "normalize_rewards": True, **BATCH},
+    ],
+    ids=["online", "batch"],
+)
+def test_a_resumed_run_is_the_same_bit_for_bit(options, tmp_path):
+    """Row A9: training 2N equals training N, saving, loading, training N."""
+    config = small(**{"num_steps": 16, **options})
+    config = dataclasses.replace(config, total_timesteps=12 * config.num_envs * config.num_steps)
+    actor_critic.train(config, run_dir=tmp_path / "whole")
+    stopped = actor_critic.train(config, lambda progress: progress.iteration < 2, run_dir=tmp_path / "parts")
+    assert not stopped.finished
+    assert resume(tmp_path / "parts").finished
+    assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
 
 
 def test_defaults_are_sb3s():
@@ -361,9 +386,11 @@ def test_defaults_are_sb3s():
 
 
 def test_every_preset_can_be():
-    for entry in actor_critic.PRESETS.values():
-        for config in entry.values() if isinstance(entry, dict) else [entry]:
+    for name, entry in actor_critic.PRESETS.items():
+        for env_id in entry if isinstance(entry, dict) else ["Acrobot-v1"]:
+            config = preset("actor_critic", name, env_id)
             config.check()
+            assert config.env_id == env_id
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import probe_envs
 import pytest
 import reinforce_reference as reference
 import torch
+from test_run import everything
 
-from fastac.algorithms import reinforce
+from fastac.algorithms import reinforce, resume
+from fastac.evaluate import evaluate, interquartile_mean
 from fastac.returns import discounted_returns
 from fastac.run import RunError, torch_threads
 
@@ -337,16 +339,40 @@ def test_cartpole_improves():
     assert result.episode_return > 100
 
 
+def test_it_learns_from_images():
+    config = small("sample_envs:Pixels-v0", num_envs=4, num_episodes=8, norm_adv=True, activation="relu")
+    result = reinforce.train(
+        dataclasses.replace(config, total_timesteps=960, learning_rate=1e-3, anneal_lr=False, critic_steps=2)
+    )
+    assert evaluate(result.policy, config.env_id, episodes=10).mean > 3.5
+
+
 @pytest.mark.slow
 def test_cartpole_is_learnt():
-    from fastac.evaluate import evaluate, interquartile_mean
-
     configs = [dataclasses.replace(reinforce.PRESETS["cartpole"], seed=seed) for seed in range(5)]
     means = [evaluate(reinforce.train(config).policy, "CartPole-v1").mean for config in configs]
     assert interquartile_mean(means) >= 195
 
 
 # Options and resuming
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"vectorization": "vector_entry_point", "baseline": "mean"},
+        {"env_id": "sample_envs:Continuous-v0", "normalize_observations": True, "normalize_rewards": True},
+    ],
+    ids=["categorical", "gaussian"],
+)
+def test_a_resumed_run_is_the_same_bit_for_bit(options, tmp_path):
+    """Row A9: training 2N equals training N, saving, loading, training N."""
+    config = small(**options, total_timesteps=900)
+    reinforce.train(config, run_dir=tmp_path / "whole")
+    assert not reinforce.train(config, lambda progress: progress.iteration < 2, run_dir=tmp_path / "parts").finished
+    assert resume(tmp_path / "parts").finished
+    assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
+    assert len(everything(tmp_path / "whole")[1]) > 3
 
 
 @pytest.mark.parametrize(
