@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from fastac.acting import ArrayActor
 from fastac.buffers import RolloutBuffer
-from fastac.env_base import image_of
 from fastac.envs import make_envs
+from fastac.images import image_of
 from fastac.networks import make_actor, make_critic
 from fastac.normalize import ObservationNormalizer, RewardNormalizer
 from fastac.policy import Policy

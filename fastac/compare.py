@@ -19,10 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from fastac import checkpoint
-from fastac.algorithms import ALGORITHMS, config_from_dict, preset, resume
+from fastac.algorithms import config_from_dict, resume
 from fastac.curves import Group, read_curve
 from fastac.env_base import make_env
 from fastac.evaluate import bootstrap_interval, evaluate, interquartile_mean
@@ -30,11 +28,11 @@ from fastac.plot import Outcome, draw
 from fastac.policy import CHECKPOINT, Policy
 from fastac.processes import Job, run_jobs
 from fastac.run import RunError, versions
+from fastac.specification import configure
 
-__all__ = ["Compare", "Task", "compare", "configure"]
+__all__ = ["Compare", "Task", "compare"]
 
 EVALUATION = "evaluation.json"
-NOT_IN_A_SPECIFICATION = ("env_id", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,39 +155,6 @@ def compare(options: Compare) -> int:
         return 128 + signal.SIGINT
     summarize(options, tasks)
     return 1 if failed else 0
-
-
-def configure(specification: str, env_id: str) -> tuple[str, Any]:
-    """Returns an algorithm's name and its Config, from `NAME[:PRESET][,OPTION=VALUE...]`.
-
-    Raises:
-        RunError: there is no such algorithm, preset or option, or it trains no policy.
-
-    Example:
-        >>> name, config = configure("ppo:sb3-zoo,gamma=0.9,hidden_sizes=32 32", "CartPole-v1")
-        >>> name, config.gamma, config.gae_lambda, config.hidden_sizes
-        ('ppo', 0.9, 0.8, (32, 32))
-    """
-    head, *assignments = specification.split(",")
-    name, _, chosen = head.partition(":")
-    module = importlib.import_module(f"fastac.algorithms.{name}") if name in ALGORITHMS else None
-    trainable = [known for known in ALGORITHMS if known != "policy_evaluation"]
-    if module is None or not getattr(module, "TRAINS_A_POLICY", True):
-        raise RunError(f"algorithms: got {specification!r}, expected one of {', '.join(trainable)}")
-    config = preset(name, chosen or next(iter(module.PRESETS)), env_id)
-    options = {field.name for field in dataclasses.fields(config)}
-    arguments: list[str] = []
-    for assignment in assignments:
-        option, equals, value = assignment.strip().partition("=")
-        option = option.replace("-", "_")
-        if not equals or option not in options or option in NOT_IN_A_SPECIFICATION:
-            raise RunError(f"algorithms: got {assignment!r} in {specification!r}, expected OPTION=VALUE of {name}")
-        arguments += [f"--{option}", *value.split()]
-    try:
-        with_values: Any = tyro.conf.FlagConversionOff  # flags take True or False here
-        return name, tyro.cli(with_values[module.Config], args=arguments, default=config, console_outputs=False)
-    except SystemExit:
-        raise RunError(f"algorithms: got {specification!r}, a value of which is not of its option's type") from None
 
 
 def matrix(options: Compare) -> list[Task]:

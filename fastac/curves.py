@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import importlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,13 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastac.algorithms import ALGORITHMS, preset
 from fastac.evaluate import interquartile_mean
 from fastac.run import RunError
+from fastac.specification import NOT_A_SETTING, specify
 
 __all__ = ["Curve", "Group", "find_runs", "group", "iqm_band", "read_curve"]
 
-NOT_A_SETTING = ("env_id", "seed", "device", "torch_threads")
 GRID_POINTS = 200
 
 
@@ -135,29 +133,9 @@ def _label(curve: Curve, rivals: Sequence[Curve]) -> str:
     """The algorithm; with rivals of the same one also what it was, as `fastac compare` takes it."""
     if len(rivals) == 1:
         return curve.algorithm
-    labels = [_specification(rival) for rival in rivals]
-    mine = _specification(curve)
+    labels = [specify(rival.algorithm, rival.config) for rival in rivals]
+    mine = specify(curve.algorithm, curve.config)
     return f"{mine},total_timesteps={curve.config.get('total_timesteps')}" if labels.count(mine) > 1 else mine
-
-
-def _specification(curve: Curve) -> str:
-    """`NAME:PRESET,OPTION=VALUE...` with the preset that fewest options differ from, however long the run went on."""
-    if curve.algorithm not in ALGORITHMS:
-        return curve.algorithm
-    mine = curve.setting
-    closest: tuple[str, list[str]] | None = None
-    for name in importlib.import_module(f"fastac.algorithms.{curve.algorithm}").PRESETS:
-        try:
-            published = dataclasses.asdict(preset(curve.algorithm, name, curve.config.get("env_id")))
-        except RunError:
-            continue
-        theirs = json.loads(json.dumps(published))
-        differing = [option for option in mine if option != "total_timesteps" and mine[option] != theirs.get(option)]
-        if closest is None or len(differing) < len(closest[1]):
-            closest = (name, differing)
-    assert closest is not None
-    name, differing = closest
-    return ",".join([f"{curve.algorithm}:{name}", *(f"{option}={mine[option]}" for option in differing)])
 
 
 def iqm_band(

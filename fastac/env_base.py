@@ -14,8 +14,9 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import ArrayLike, NDArray
 
 from fastac.env_state import EnvError
+from fastac.images import SMALLEST_IMAGE, image_of
 
-__all__ = ["Envs", "Image", "Step", "checked_spaces", "image_of", "make_env"]
+__all__ = ["Envs", "Step", "checked_spaces", "make_env"]
 
 
 class Step(NamedTuple):
@@ -41,40 +42,6 @@ class Step(NamedTuple):
     final_observations: NDArray[Any]
     episode_returns: NDArray[np.float64]
     episode_lengths: NDArray[np.int64]
-
-
-class Image(NamedTuple):
-    """How an image observation lies in its array."""
-
-    channels: int
-    height: int
-    width: int
-    channels_last: bool
-
-
-SMALLEST_IMAGE = 36  # what three convolutions without padding leave one pixel of
-
-
-def image_of(space: gymnasium.Space[Any]) -> Image | None:
-    """Returns the layout of an image space, a Box of uint8, 0 to 255, of 2 or 3 dimensions; None for any other space.
-
-    Of three dimensions the channels (colours, stacked frames) are the shorter one of the first and the last.
-
-    Example:
-        >>> image_of(Box(0, 255, (84, 84), np.uint8))
-        Image(channels=1, height=84, width=84, channels_last=False)
-        >>> image_of(Box(0, 255, (210, 160, 3), np.uint8))
-        Image(channels=3, height=210, width=160, channels_last=True)
-        >>> image_of(Box(0, 255, (4, 84, 84), np.uint8))
-        Image(channels=4, height=84, width=84, channels_last=False)
-        >>> image_of(Box(-1, 1, (3,)))
-    """
-    if not isinstance(space, Box) or space.dtype != np.uint8 or len(space.shape) not in (2, 3):
-        return None
-    if len(space.shape) == 2:
-        return Image(1, *space.shape, channels_last=False)
-    first, middle, last = space.shape
-    return Image(last, first, middle, True) if last <= first else Image(first, middle, last, False)
 
 
 def make_env(env_id: str, **env_kwargs: Any) -> gymnasium.Env[Any, Any]:

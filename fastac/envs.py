@@ -46,7 +46,7 @@ def make_envs(
 
     Raises:
         EnvError: no such environment, it cannot be made, or its spaces are unsupported: observations must be a flat
-            Box or an image (`fastac.env_base.image_of`), actions a Discrete or a flat Box of floats.
+            Box or an image (`fastac.images.image_of`), actions a Discrete or a flat Box of floats.
 
     Example:
         >>> envs = make_envs("CartPole-v1", 2, seed=0)

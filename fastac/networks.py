@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastac.distributions import Categorical, Gaussian
-from fastac.env_base import Image, image_of
+from fastac.images import Image, image_of
 from fastac.mlp import MLP
 
 Activation = Literal["tanh", "relu"]

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastac import checkpoint
 from fastac.acting import ArrayActor
-from fastac.env_base import image_of
+from fastac.images import image_of
 from fastac.networks import Activation, Actor, make_actor
 from fastac.normalize import ObservationNormalizer
 

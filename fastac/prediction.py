@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastac.critics import MLPCritics, TableCritics
-from fastac.env_base import attempt, image_of, make_env
+from fastac.env_base import attempt, make_env
 from fastac.env_state import EnvError, Replayable
 from fastac.episodes import Episodes, Trajectory, pack
+from fastac.images import image_of
 from fastac.policy import Policy, load
 from fastac.rollouts import Act, Start, play, sampler
 from fastac.tabular import MarkovRewardProcess, from_transition_table

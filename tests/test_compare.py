@@ -13,9 +13,7 @@ import fastac
 from fastac import checkpoint, compare
 from fastac.__main__ import main
 from fastac.algorithms import ppo
-from fastac.compare import configure
 from fastac.evaluate import evaluate, interquartile_mean
-from fastac.run import RunError
 
 ROOT = Path(fastac.__file__).parents[1]
 SMALL = "num_steps=32,hidden_sizes=8,num_minibatches=1,update_epochs=1"
@@ -116,31 +114,6 @@ def test_a_folder_of_other_runs_is_not_touched(tmp_path, in_process, capsys):
     assert message.count("\n") == 1
     assert "other options (total_timesteps 512, now 600); take another --out" in message
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-def test_a_specification_is_a_preset_with_options():
-    name, config = configure("ppo:sb3-zoo,gamma=0.5,anneal-lr=False,target_kl=0.02,hidden_sizes=8 4", "Acrobot-v1")
-    assert name == "ppo"
-    assert (config.gae_lambda, config.gamma, config.anneal_lr, config.target_kl) == (0.94, 0.5, False, 0.02)
-    assert (config.hidden_sizes, config.env_id) == ((8, 4), "Acrobot-v1")
-
-
-@pytest.mark.parametrize(
-    ("specification", "message"),
-    [
-        ("pppo", "algorithms: got 'pppo', expected one of .*ppo"),
-        ("policy_evaluation", "algorithms: got 'policy_evaluation', expected one of"),
-        ("ppo:zoo", "preset: got 'zoo', expected one of cleanrl"),
-        ("ppo,colour=red", "got 'colour=red' in 'ppo,colour=red', expected OPTION=VALUE of ppo"),
-        ("ppo,gamma", "got 'gamma' in"),
-        ("ppo,seed=3", "got 'seed=3' in"),
-        ("ppo,gamma=high", "a value of which is not of its option's type"),
-        ("ppo,gamma=0.9 0.8", "a value of which is not of its option's type"),
-    ],
-)
-def test_specifications_that_cannot_be_are_named(specification, message):
-    with pytest.raises(RunError, match=message):
-        configure(specification, "CartPole-v1")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ FLOORS = [
     {"fastac.buffers"},
     {"fastac.networks", "fastac.distributions", "fastac.losses", "fastac.envs"},  # and whatever else trainers share
     {"fastac.algorithms"},
-    {"fastac.cli", "fastac.__main__", "fastac.compare", "fastac.curves", "fastac.plot"},
+    {"fastac.cli", "fastac.__main__", "fastac.compare", "fastac.curves", "fastac.plot", "fastac.specification"},
 ]
 SHARED = 3
 ESTIMATORS = 1  # what `import fastac` inside the package reaches

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastac.env_base import image_of
+from fastac.images import image_of
 from fastac.networks import CategoricalActor, GaussianActor, NatureConvolutions, make_actor, make_critic, mlp
 
 
