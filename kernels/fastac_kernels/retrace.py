@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastac_kernels._jit import inline, kernel
+from fastac_kernels.blocks import varying_chain
 from fastac_kernels.exp import exp
-from fastac_kernels.memory import address_of, array_at
+from fastac_kernels.memory import address_of, array_at, widest_vectors
 from fastac_kernels.recurrence import COLUMNS, NARROW, TILE, apart, bounds
 
 Array = NDArray[Any]
@@ -36,6 +37,7 @@ def _row(
     log_ratios: Array, rewards: Array, q_values: Array, next_values: Array, terminated: Array, truncated: Array,
     gamma: Any, decay: Any, carry: Array, targets: Array,
 ) -> None:  # fmt: skip
+    widest_vectors()
     for n in range(carry.size):
         carry[n], targets[n] = _step(
             exp(log_ratios[n]), rewards[n], q_values[n], next_values[n], terminated[n], truncated[n], carry[n],
@@ -48,6 +50,7 @@ def _masked_row(
     log_ratios: Array, rewards: Array, q_values: Array, next_values: Array, terminated: Array, truncated: Array,
     mask: Array, gamma: Any, decay: Any, carry: Array, targets: Array,
 ) -> None:  # fmt: skip
+    widest_vectors()
     zero = carry.dtype.type(0)
     for n in range(carry.size):
         error, target = _step(
@@ -113,6 +116,57 @@ def _few_lanes(
             kept[size + n] = carry
 
 
+@inline
+def _corrections(
+    log_ratios: Array, rewards: Array, q_values: Array, next_values: Array, terminated: Array,
+    gamma: Any, decay: Any, factors: Array, errors: Array, targets: Array,
+) -> None:  # fmt: skip
+    """What G and E are made of without the rows behind, and what the row behind is multiplied by."""
+    widest_vectors()
+    zero, one = targets.dtype.type(0), targets.dtype.type(1)
+    for i in range(targets.size):
+        rho = exp(log_ratios[i])
+        rho = one if rho > one else rho
+        target = rewards[i] + (zero if terminated[i] else gamma * next_values[i])
+        factors[i] = decay * rho
+        errors[i] = rho * (target - q_values[i])
+        targets[i] = target
+
+
+@inline
+def _add_behind(errors: Array, terminated: Array, truncated: Array, decay: Any, targets: Array) -> None:
+    zero = targets.dtype.type(0)
+    for i in range(targets.size):
+        targets[i] += zero if (terminated[i] != 0) | (truncated[i] != 0) else decay * errors[i]
+
+
+@kernel
+def _one_lane(
+    log_ratios: int, rewards: int, q_values: int, next_values: int, terminated: int, truncated: int, size: int,
+    gamma: Any, decay: Any, kept: int, targets: int, like: Any,
+) -> None:  # fmt: skip
+    """One sequence without holes, a tile at a time; `decay` is at most 1, as `varying_chain` asks.
+
+    `kept` has room for two tiles and an element.
+    """
+    byte = np.uint8(0)
+    itemsize = array_at(rewards, size, like).itemsize
+    carry = array_at(rewards, size, like).dtype.type(0)
+    for stop in range(size, 0, -TILE):
+        start = max(stop - TILE, 0)
+        n, at = stop - start, start * itemsize
+        errors, factors = array_at(kept, n + 1, like), kept + (TILE + 1) * itemsize
+        e, c = array_at(terminated + start, n, byte), array_at(truncated + start, n, byte)
+        o = array_at(targets + at, n, like)
+        _corrections(
+            array_at(log_ratios + at, n, like), array_at(rewards + at, n, like), array_at(q_values + at, n, like),
+            array_at(next_values + at, n, like), e, gamma, decay, array_at(factors, n, like), errors, o,
+        )  # fmt: skip
+        errors[n] = carry
+        carry = varying_chain(kept, factors, terminated + start, truncated + start, n, carry)
+        _add_behind(array_at(kept + itemsize, n, like), e, c, decay, o)
+
+
 @kernel
 def retrace_at(
     log_ratios: int, rewards: int, q_values: int, next_values: int, last_values: int, terminated: int, truncated: int,
@@ -137,7 +191,7 @@ def retrace_at(
     real = array_at(rewards, total, like).dtype.type
     g, decay = real(gamma), real(gamma * trace_lambda)
     cut = truncated if truncated != 0 else terminated
-    kept = np.empty(TILE + NARROW if lanes < NARROW else 0, real)
+    kept = np.empty(2 * TILE + NARROW if lanes < NARROW else 0, real)
     scratch = array_at(address_of(kept), kept.size, like)
     for s in range(sequences):
         start, size = bounds(cu_seqlens, total, sequences, s)
@@ -146,7 +200,9 @@ def retrace_at(
         at = start * itemsize
         x, r, q, v, o = log_ratios + at, rewards + at, q_values + at, next_values + at, targets + at
         e, c, m = terminated + start, cut + start, mask + start if mask != 0 else 0
-        if lanes < NARROW:
+        if lanes == 1 and mask == 0 and real(0) <= decay <= real(1):
+            _one_lane(x, r, q, v, e, c, size, g, decay, address_of(kept), o, like)
+        elif lanes < NARROW:
             _few_lanes(
                 array_at(x, size, like), array_at(r, size, like), array_at(q, size, like), array_at(v, size, like),
                 array_at(e, size, byte), array_at(c, size, byte), array_at(m, size, byte), lanes, g, decay, scratch,

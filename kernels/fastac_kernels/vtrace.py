@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastac_kernels._jit import inline, kernel
+from fastac_kernels.blocks import varying_chain
 from fastac_kernels.exp import exp
-from fastac_kernels.memory import address_of, array_at
+from fastac_kernels.memory import address_of, array_at, widest_vectors
 from fastac_kernels.recurrence import COLUMNS, NARROW, TILE, apart, bounds
 
 Array = NDArray[Any]
@@ -47,6 +48,7 @@ def _plain_row(
     gamma: Any, decay: Any, clip: Any, targets: Array, advantages: Array,
 ) -> None:  # fmt: skip
     """The same with one clip for all: D is the advantage, and the row behind in the output the carry."""
+    widest_vectors()
     zero = advantages.dtype.type(0)
     for n in range(advantages.size):
         rho = exp(log_ratios[n])
@@ -137,6 +139,7 @@ def _masked_row(
     carry: Array, improved: Array, is_last: Array, targets: Array, advantages: Array,
 ) -> None:  # fmt: skip
     """`carry` (D) and `improved` (the target) are those of the next valid row."""
+    widest_vectors()
     zero = carry.dtype.type(0)
     for n in range(carry.size):
         difference, advantage = _step(
@@ -231,6 +234,85 @@ def _few_lanes(
             kept[size + 3 * lanes + n] = is_last
 
 
+@inline
+def _corrections(
+    log_ratios: Array, rewards: Array, values: Array, next_values: Array, terminated: Array,
+    gamma: Any, decay: Any, rho_clip: Any, c_clip: Any, ratios: Array, factors: Array, out: Array,
+) -> None:  # fmt: skip
+    """What D is made of without the rows behind, and what the row behind is multiplied by."""
+    widest_vectors()
+    zero = out.dtype.type(0)
+    for i in range(out.size):
+        rho = exp(log_ratios[i])
+        ratios[i] = rho
+        factors[i] = decay * (c_clip if rho > c_clip else rho)
+        delta = rewards[i] - values[i] + (zero if terminated[i] else gamma * next_values[i])
+        out[i] = (rho_clip if rho > rho_clip else rho) * delta
+
+
+@inline
+def _from_targets(
+    ratios: Array, rewards: Array, values: Array, next_values: Array, next_targets: Array, terminated: Array,
+    cut: Array, gamma: Any, bootstrap: Any, decay: Any, pg_rho_clip: Any, advantages: Array,
+) -> None:  # fmt: skip
+    zero = advantages.dtype.type(0)
+    for i in range(advantages.size):
+        q = gamma * next_values[i] if cut[i] else bootstrap * next_values[i] + decay * next_targets[i]
+        rho = pg_rho_clip if ratios[i] > pg_rho_clip else ratios[i]
+        advantages[i] = rho * (rewards[i] - values[i] + (zero if terminated[i] else q))
+
+
+@inline
+def _add(a: Array, out: Array) -> None:
+    for i in range(out.size):
+        out[i] += a[i]
+
+
+@kernel
+def _one_lane(
+    log_ratios: int, rewards: int, values: int, next_values: int, last_values: int, terminated: int, truncated: int,
+    size: int, gamma: Any, bootstrap: Any, decay: Any, rho_clip: Any, c_clip: Any, pg_rho_clip: Any,
+    kept: int, targets: int, advantages: int, like: Any,
+) -> None:  # fmt: skip
+    """One sequence without holes, a tile at a time; `decay * c_clip` is at most 1, as `varying_chain` asks.
+
+    `next_values` lacks the last row, after which `last_values` stands; `kept` has room for two tiles.
+    """
+    byte = np.uint8(0)
+    flag = np.ones(1, np.uint8)
+    itemsize = array_at(rewards, size, like).itemsize
+    ratios, factors = kept, kept + TILE * itemsize
+    carry = array_at(rewards, size, like).dtype.type(0)
+    for stop in range(size, 0, -TILE):
+        start = max(stop - TILE, 0)
+        n = stop - start
+        at = start * itemsize
+        m = n - 1 if stop == size else n
+        # The last row has a next value of its own.
+        for first, count, following in ((0, m, next_values + at), (m, n - m, last_values)):
+            o, k = at + first * itemsize, first * itemsize
+            _corrections(
+                array_at(log_ratios + o, count, like), array_at(rewards + o, count, like),
+                array_at(values + o, count, like), array_at(following, count, like),
+                array_at(terminated + start + first, count, byte), gamma, decay, rho_clip, c_clip,
+                array_at(ratios + k, count, like), array_at(factors + k, count, like),
+                array_at(targets + o, count, like),
+            )  # fmt: skip
+        carry = varying_chain(targets + at, factors, terminated + start, truncated + start, n, carry)
+        _add(array_at(values + at, n, like), array_at(targets + at, n, like))
+        for first, count, following, behind, cut in (
+            (0, m, next_values + at, targets + at + itemsize, truncated + start),
+            (m, n - m, last_values, last_values, address_of(flag)),
+        ):
+            o = at + first * itemsize
+            _from_targets(
+                array_at(ratios + first * itemsize, count, like), array_at(rewards + o, count, like),
+                array_at(values + o, count, like), array_at(following, count, like), array_at(behind, count, like),
+                array_at(terminated + start + first, count, byte), array_at(cut, count, byte),
+                gamma, bootstrap, decay, pg_rho_clip, array_at(advantages + o, count, like),
+            )  # fmt: skip
+
+
 @kernel
 def vtrace_at(
     log_ratios: int, rewards: int, values: int, next_values: int, last_values: int, terminated: int, truncated: int,
@@ -261,7 +343,7 @@ def vtrace_at(
     rho, c, pg = real(rho_clip), real(c_clip), real(pg_rho_clip)
     cut = truncated if truncated != 0 else terminated
     full = next_values != 0
-    kept = np.empty(TILE + 4 * NARROW if lanes < NARROW else 0, real)
+    kept = np.empty(2 * TILE + 4 * NARROW if lanes < NARROW else 0, real)
     scratch, byte = array_at(address_of(kept), kept.size, like), np.uint8(0)
     for s in range(sequences):
         start, size = bounds(cu_seqlens, total, sequences, s)
@@ -272,7 +354,12 @@ def vtrace_at(
         x, r, v, e = log_ratios + at, rewards + at, values + at, terminated + start
         after, m = next_values + at if full else 0, mask + start if mask != 0 else 0
         o, a = targets + at, advantages + at
-        if lanes < NARROW:
+        if lanes == 1 and mask == 0 and decay * c <= real(1) and decay >= real(0):
+            _one_lane(
+                x, r, v, after if full else v + itemsize, final, e, cut + start, size, g, bootstrap, decay, rho, c, pg,
+                address_of(kept), o, a, like,
+            )  # fmt: skip
+        elif lanes < NARROW:
             _few_lanes(
                 array_at(x, size, like), array_at(r, size, like), array_at(v, size, like), array_at(after, size, like),
                 array_at(final, lanes, like), array_at(e, size, byte), array_at(cut + start, size, byte),
