@@ -15,10 +15,11 @@ from fastac.buffers import fields
 from fastac.buffers.fields import Field, Layout
 from fastac.buffers.storage import Storage
 from fastac_kernels import objects, ring
-from fastac_kernels.ring import grow_side, insert
-from fastac_kernels.sampling import draw_distinct, gather, sample
+from fastac_kernels.objects import READABLE
+from fastac_kernels.ring import INSERTED, grow_side, insert
+from fastac_kernels.sampling import EMPTY, FINE, draw_distinct, gather, sample
 
-_ndarray, _empty = np.ndarray, np.empty
+_ndarray, _empty, _new = np.ndarray, np.empty, tuple.__new__
 _FLOAT32, _INT64, _BOOL = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.bool_)
 _SIDE_ENTRIES = 64
 
@@ -171,8 +172,6 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
             raise ValueError(
                 "num_envs: got None, which n_step and frame_stack above 1 do not go with: rows are unrelated"
             )
-        if layout.frame_stack > 1:
-            raise ValueError(f"frame_stack: got {layout.frame_stack}, expected None")
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
             raise ValueError(f"seed: got {seed!r}, expected an integer in [0, 2^63)")
         self.capacity = rows
@@ -180,10 +179,10 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
         self.n_step = positive_integer("n_step", n_step)
         self.gamma = unit_interval("gamma", gamma)
         self._layout = layout
-        slots = rows + envs * layout.frame_stack if layout.chained else rows
+        slots = rows + envs * (layout.frame_stack + 1) if layout.chained else rows
         arrays: dict[str, tuple[tuple[int, ...], DTypeLike]] = {"rows": ((slots, layout.row), np.uint8)}
         if layout.chained:
-            side = max(_SIDE_ENTRIES, 1 << (2 * envs - 1).bit_length())
+            side = max(_SIDE_ENTRIES, 1 << (4 * envs * layout.frame_stack).bit_length())
             arrays["side"] = ((side, layout.observation_bytes), np.uint8)
             arrays["marks"] = ((slots // envs,), np.int64)
         counters = dict.fromkeys(ring.COUNTERS, 0) | {"seed": int(seed)}
@@ -218,7 +217,7 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
             ring.OUTPUT_TABLE: np.zeros(len(outputs) + 2, np.int64),
             ring.LEAVES: np.array(layout.leaves, np.int64),
             ring.POWERS: self.gamma ** np.arange(self.n_step + 1, dtype=np.float64),
-            ring.TRUTHS: np.array([0, 1], np.uint8),
+            ring.TRUTHS: objects.KNOWN,
             ring.ROWS: arrays["rows"],
         }
         if layout.chained:
@@ -234,6 +233,8 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
         }.items():  # fmt: skip
             state[word] = value
         self._at = state.ctypes.data
+        self._shapes: tuple[int, list[Any]] = (-1, [])
+        self._out: tuple[Any, tuple[Any, ...]] = (None, ())
         self._simple = not isinstance(layout.observations, dict) and not layout.extra
 
     @property
@@ -292,7 +293,7 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
                 *self._observation_items("next_observations", next_observations), rewards, terminated, truncated, mask,
             )  # fmt: skip
         with self._lock:
-            if insert(self._at, id(items)) != ring.INSERTED:
+            if not READABLE or insert(self._at, id(items)) != INSERTED:
                 self._insert_converted(items)
 
     def _observation_items(self, name: str, observations: Any) -> tuple[Any, ...]:
@@ -330,7 +331,7 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
         self._fill_table(ring.TABLE, clean, rows or 0)
         while (code := insert(self._at, 0)) == ring.FULL_SIDE:
             self._grow_side()
-        assert code == ring.INSERTED
+        assert code == INSERTED
 
     def _fill_table(self, word: int, arrays: list[Any], rows: int) -> None:
         """What `objects.read` does, asking numpy; the caller keeps the arrays."""
@@ -366,12 +367,18 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
             batch_size = positive_integer("batch_size", batch_size)
         if not replace:
             return self._sample_distinct(batch_size, device, out)
-        batch, items = self._allocate(batch_size, device) if out is None else (out, self._items_of(out, batch_size))
+        if out is None:
+            batch, items = self._allocate(batch_size, device)
+        else:
+            batch, items = out, self._items_of(out, batch_size)
         with self._lock:
-            self._check_filled(1)
-            if sample(self._at, id(items), batch_size) >= 0:
-                self._check_out(items, batch_size)
-                sample(self._at, 0, batch_size)
+            code = sample(self._at, id(items), batch_size) if READABLE else 0
+            if code != FINE:
+                if code != EMPTY:
+                    self._check_out(items, batch_size)
+                    code = sample(self._at, 0, batch_size)
+                if code == EMPTY:
+                    self._check_filled(1)
         return batch if device is None or out is not None else self._on_device(batch, device)
 
     def gather(self, indices: Any, *, device: Any = None, out: Transitions | None = None) -> Transitions:
@@ -410,7 +417,7 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
             said = "overwritten" if 0 <= wrong < oldest else "never added"
             raise IndexError(f"indices: got {wrong}, which was {said}; stored are {oldest} to {added - 1}")
         at = serials.ctypes.data
-        if gather(self._at, id(items), len(serials), at) >= 0:
+        if not READABLE or gather(self._at, id(items), len(serials), at) != FINE:
             self._check_out(items, len(serials))
             gather(self._at, 0, len(serials), at)
 
@@ -430,14 +437,23 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
 
     def _allocate(self, size: int, device: Any) -> tuple[Transitions, tuple[Any, ...]]:
         """A fresh batch, and its arrays in the kernels' order."""
-        items = tuple([_empty((size, *field.shape), field.dtype) for field in self._output_fields])
+        known = self._shapes
+        if known[0] != size:
+            self._shapes = known = size, [((size, *field.shape), field.dtype) for field in self._output_fields]
+        items = tuple([_empty(shape, dtype) for shape, dtype in known[1]])
         if device is None:
             return self._batch(items), items
-        import torch
+        from torch import from_numpy
 
-        return self._batch([torch.from_numpy(x) for x in items]), items
+        return self._batch([from_numpy(x) for x in items]), items
 
     def _batch(self, items: Any) -> Transitions:
+        if self._simple:
+            observations, actions, following, rewards, terminated, truncated, discounts, indices = items
+            return _new(
+                Transitions,
+                (observations, actions, rewards, following, terminated, truncated, discounts, indices, None, {}),
+            )
         layout = self._layout
         count = len(layout.observation_fields)
         following = count + len(layout.row_fields)
@@ -459,6 +475,8 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
 
     def _items_of(self, out: Transitions, size: int) -> tuple[Any, ...]:
         """A batch's arrays in the kernels' order; tensors by their memory."""
+        if self._simple and out is self._out[0] and not out.extra:  # of a named tuple, no field can be another one
+            return self._out[1]
         if not isinstance(out, Transitions):
             raise TypeError(f"out: got {type(out).__name__}, expected Transitions")
         items = (
@@ -466,7 +484,10 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
             *self._observation_items("out.next_observations", out.next_observations),
             out.rewards, out.terminated, out.truncated, out.discounts, out.indices,
         )  # fmt: skip
-        return tuple([x.numpy() if is_tensor(x) and x.device.type == "cpu" else x for x in items])
+        arrays = tuple([x.numpy() if is_tensor(x) and x.device.type == "cpu" else x for x in items])
+        if self._simple:
+            self._out = out, arrays
+        return arrays
 
     def _check_out(self, items: tuple[Any, ...], size: int) -> None:
         """Says what is wrong with `out`; where nothing is, its addresses are in the kernels' table afterwards."""
@@ -480,6 +501,10 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
                 raise ValueError(f"out: {field.name}: got shape {x.shape}, expected {shape}")
             if not x.flags.carray:
                 raise ValueError(f"out: {field.name}: expected C-contiguous, writable memory")
+        for i, x in enumerate(items):
+            for field, other in zip(self._output_fields, items[:i], strict=False):
+                if np.may_share_memory(x, other):
+                    raise ValueError(f"out: {self._output_fields[i].name}: shares memory with {field.name}")
         self._fill_table(ring.OUTPUT_TABLE, list(items), size)
 
     def _on_device(self, batch: Transitions, device: Any) -> Transitions:

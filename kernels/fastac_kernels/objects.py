@@ -8,6 +8,7 @@ not, callers go through `describe`, which asks numpy, and pass the table that it
 """
 
 import ctypes
+import math
 import sys
 from typing import Any
 
@@ -24,19 +25,26 @@ C_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x100, 0x400
 
 # An item's description: what `read` compares an object with. One of these kinds,
 FIELD, REWARD, FLAG, OPTIONAL_FLAG, OUTPUT = range(5)
-# then the addresses of its dtype and of that dtype's scalar type, and the shape of a row: number of dimensions, sizes.
-KIND, ITEM_DTYPE, ITEM_SCALAR, ITEM_NDIM, ITEM_SHAPE, WIDTH = 0, 1, 2, 3, 4, 12
+# then the addresses of its dtype and of that dtype's scalar type, and a row's number of dimensions, sizes and bytes.
+KIND, ITEM_DTYPE, ITEM_SCALAR, ITEM_NDIM, ITEM_SHAPE, ITEM_BYTES, WIDTH = 0, 1, 2, 3, 4, 12, 13
 
-ARRAY_TYPE, FLOAT_TYPE, DOUBLE_TYPE = id(np.ndarray), id(float), id(np.float64)
-FLOAT32, FLOAT64, BOOL = id(np.dtype(np.float32)), id(np.dtype(np.float64)), id(np.dtype(np.bool_))
-NONE, YES, NO, NUMPY_YES, NUMPY_NO = id(None), id(True), id(False), id(np.True_), id(np.False_)
+# What else `read` has to recognise: places in the table `KNOWN`. Addresses differ from process to process, so none may
+# become a constant of cached machine code.
+ARRAY_TYPE, FLOAT_TYPE, DOUBLE_TYPE, DOUBLE, NONE, YES, NO, NUMPY_YES, NUMPY_NO, TRUTHS, KNOWN_SIZE = range(11)
+KNOWN = np.zeros(KNOWN_SIZE, np.int64)
+for _place, _object in {
+    ARRAY_TYPE: np.ndarray, FLOAT_TYPE: float, DOUBLE_TYPE: np.float64, DOUBLE: np.dtype(np.float64), NONE: None,
+    YES: True, NO: False, NUMPY_YES: np.True_, NUMPY_NO: np.False_,
+}.items():  # fmt: skip
+    KNOWN[_place] = id(_object)
+KNOWN[TRUTHS] = int.from_bytes(b"\0\1\0\0\0\0\0\0", "little")  # a byte 0 and a byte 1
 
 
 def describe(kind: int, dtype: Any, shape: tuple[int, ...]) -> list[int]:
     """The description of an item, `WIDTH` integers."""
     dtype = np.dtype(dtype)
-    sizes = [*shape, *[0] * (WIDTH - ITEM_SHAPE - len(shape))]
-    return [kind, id(dtype), id(dtype.type), len(shape), *sizes]
+    sizes = [*shape, *[0] * (ITEM_BYTES - ITEM_SHAPE - len(shape))]
+    return [kind, id(dtype), id(dtype.type), len(shape), *sizes, math.prod(shape) * dtype.itemsize]
 
 
 @inline
@@ -58,8 +66,20 @@ def _rows_of(array: int, item: int, lead: bool) -> int:
     return 1 if ndim == own else _word(sizes - 8)
 
 
+@inline
+def _overlap(described: int, count: int, table: int, rows: int) -> bool:
+    """Whether any two of the arrays found share memory."""
+    for i in range(1, count):
+        begin, size = _word(table + 8 * i), rows * _word(described + 8 * (WIDTH * i + ITEM_BYTES))
+        for j in range(i):
+            other, other_size = _word(table + 8 * j), rows * _word(described + 8 * (WIDTH * j + ITEM_BYTES))
+            if begin < other + other_size and other < begin + size:
+                return True
+    return False
+
+
 @kernel
-def read(described: int, count: int, objects: int, rows: int, table: int, truths: int) -> int:
+def read(described: int, count: int, objects: int, rows: int, table: int, known: int) -> int:
     """Finds the memory of a tuple's numpy arrays and scalars, and checks their types and shapes.
 
     Args:
@@ -70,41 +90,41 @@ def read(described: int, count: int, objects: int, rows: int, table: int, truths
             scalar of its dtype (for rewards a float, for flags a bool) stands for one row of shape `()`.
         table: Address of `count + 2` words. Receives the items' addresses (0: None), the number of rows, and 1 where
             rewards are float64.
-        truths: Address of a byte 0 and a byte 1.
+        known: Address of `KNOWN`.
 
     Returns:
-        -1, or the first item that is something else; what was written is then not to be used.
+        -1, or the first item that is something else, or `count` where outputs overlap. What was written is then not
+        to be used.
     """
+    array_type, double_dtype, none = _word(known), _word(known + 8 * DOUBLE), _word(known + 8 * NONE)
     for i in range(count):
         item, x = described + 8 * WIDTH * i, _word(objects + ITEMS + 8 * i)
         kind, own = _word(item), _word(x + TYPE)
-        at, length = 0, 0
-        if own == ARRAY_TYPE:
+        at, length = 0, 1
+        if own == array_type:
             dtype, flags = _word(x + DTYPE), load(x + FLAGS, np.int32(0))
             needed = C_CONTIGUOUS | ALIGNED | (WRITEABLE if kind == OUTPUT else 0)
             length = _rows_of(x, item, kind == OUTPUT)
-            double = kind == REWARD and dtype == FLOAT64
+            double = kind == REWARD and dtype == double_dtype
             if (dtype != _word(item + 8 * ITEM_DTYPE) and not double) or (flags & needed) != needed or length < 0:
                 return i
             at = _word(x + DATA)
             if kind == REWARD:
                 store(table + 8 * (count + 1), np.int64(double))
-        elif kind == OPTIONAL_FLAG and x == NONE:
+        elif kind == OPTIONAL_FLAG and x == none:
             store(table + 8 * i, np.int64(0))
             continue
-        elif _word(item + 8 * ITEM_NDIM) == 0 and kind != OUTPUT:
-            length = 1
-            if kind == FIELD and own == _word(item + 8 * ITEM_SCALAR):
-                at = x + HEAD
-            elif kind == REWARD and own in (FLOAT_TYPE, DOUBLE_TYPE):
-                at = x + HEAD
-                store(table + 8 * (count + 1), np.int64(1))
-            elif kind in (FLAG, OPTIONAL_FLAG) and x in (YES, NUMPY_YES):
-                at = truths + 1
-            elif kind in (FLAG, OPTIONAL_FLAG) and x in (NO, NUMPY_NO):
-                at = truths
-            else:
-                return i
+        elif _word(item + 8 * ITEM_NDIM) != 0 or kind == OUTPUT:
+            return i
+        elif kind == FIELD and own == _word(item + 8 * ITEM_SCALAR):
+            at = x + HEAD
+        elif kind == REWARD and (own == _word(known + 8 * FLOAT_TYPE) or own == _word(known + 8 * DOUBLE_TYPE)):
+            at = x + HEAD
+            store(table + 8 * (count + 1), np.int64(1))
+        elif kind in (FLAG, OPTIONAL_FLAG) and (x == _word(known + 8 * YES) or x == _word(known + 8 * NUMPY_YES)):
+            at = known + 8 * TRUTHS + 1
+        elif kind in (FLAG, OPTIONAL_FLAG) and (x == _word(known + 8 * NO) or x == _word(known + 8 * NUMPY_NO)):
+            at = known + 8 * TRUTHS
         else:
             return i
         if rows < 0:
@@ -112,6 +132,8 @@ def read(described: int, count: int, objects: int, rows: int, table: int, truths
         elif length != rows:
             return i
         store(table + 8 * i, np.int64(at))
+    if count > 0 and _word(described) == OUTPUT and _overlap(described, count, table, rows):
+        return count
     store(table + 8 * count, np.int64(rows))
     return -1
 

@@ -2,12 +2,21 @@
 
 Row t of environment e has the serial number t * N + e, counted over the ring's whole life, and lies in slot
 serial % slots. It begins with the observation; then come action, extra fields, the reward (float32), a byte of flags, a
-byte of age and, where its next observation lies apart, that one's serial number in the side table.
+byte of age and, where its next observation lies apart, that one's place in the side table.
 
 The next observation of row t is written where row t + 1 will begin. When that row is added, its observation is compared
-with what lies there: mostly they are the same bytes, and are stored once. Where they differ - an episode ended, or the
-caller changed the observation - what lies there is filed in the side table, a ring of observations of its own, before
-it is overwritten. So the ring has a step more than its capacity.
+with what lies there: mostly they are the same bytes, and are stored once. Where they differ - an episode ended, or
+the caller changed the observation - what lies there is filed in the side table, a ring of observations of its own,
+before it is overwritten.
+
+**Stacks.** Where an observation stacks K frames, a row stores the newest one, the others lie in the rows before it:
+`age` says in how many, at most K - 1. A row of age 0 is a start; what its stack holds from before is filed in the side
+table, unless all of it is the same frame. A next observation that is not the observation moved on by a frame is filed
+whole. All of this is found by comparing bytes, so whatever wraps the environments, stacks come back as they were given.
+
+**Crashes.** The ring has more steps than its capacity needs: one for the next observations, K - 1 for stacks, and one
+more, so that an add writes nothing that belongs to a stored row but the flags and the pending next observations of the
+newest rows; `recover` puts those back.
 """
 
 from typing import Any
@@ -16,7 +25,7 @@ import numpy as np
 
 from fastac_kernels._jit import inline, kernel
 from fastac_kernels.objects import read
-from fastac_kernels.pointers import copy, equal, load, prefetch, store
+from fastac_kernels.pointers import copy, equal, fence, load, prefetch_to_write, store
 
 # The words of a ring's state, all int64. Counters and the generator first: they are saved.
 ADDED, FILLERS, SIDE_HEAD, SIDE_SIZE, SEED, COUNTER, BREAKS = range(7)
@@ -28,9 +37,11 @@ COUNTERS = ("added", "fillers", "side_head", "side_size", "seed", "counter", "br
     TRUTHS, TABLE, OUTPUT_TABLE, POWERS, STATE_SIZE,
 ) = range(8, 33)  # fmt: skip
 
-# Flags of a row. CUT: no window goes on from here to the next row. FILED: the next observation is in the side table.
-TERMINATED, TRUNCATED, VALID, CUT, FILED = 1, 2, 4, 8, 16
+# Flags of a row. CUT: no window goes on from here to the next row. FILED: the next observation is in the side table,
+# WHOLE: all of its frames are. START_FILED: the older frames of a start are.
+TERMINATED, TRUNCATED, VALID, CUT, FILED, WHOLE, START_FILED = 1, 2, 4, 8, 16, 32, 64
 FLAGS_AFTER, AGE_AFTER = 4, 5  # bytes after the reward's address
+START_AFTER = 8  # after the address of the next observation's place in the side table: that of the start's older frames
 INSERTED, FULL_SIDE = -1, -2
 
 
@@ -48,9 +59,60 @@ def put(state: int, word: int, value: int) -> None:
 
 
 @inline
-def slot_of(state: int, serial: int) -> int:
-    """Where a row lies."""
-    return serial % get(state, SLOTS)
+def word_at(address: int) -> int:
+    """The int64 at an address."""
+    value: int = load(address, np.int64(0))
+    return value
+
+
+@inline
+def byte_at(address: int) -> int:
+    """The byte at an address, as int64: bits of a uint8 do not mix well with those of other types."""
+    value: Any = np.int64(load(address, np.uint8(0)))
+    return value  # type: ignore[no-any-return]
+
+
+@inline
+def row_address(state: int, slot: int) -> int:
+    """Where a slot begins; slots before the first and after the last are those from the other end."""
+    slots = get(state, SLOTS)
+    if slot < 0:
+        slot += slots
+    elif slot >= slots:
+        slot -= slots
+    return get(state, ROWS) + slot * get(state, ROW)
+
+
+@inline
+def side_address(state: int, entry: int) -> int:
+    """Where an entry of the side table lies."""
+    return get(state, SIDE) + entry % get(state, SIDE_SIZE) * get(state, OBSERVATION)
+
+
+@inline
+def frame_address(state: int, slot: int, back: int) -> int:
+    """Where the frame lies that is so many frames older than a row's own, `back` < K."""
+    here, after, envs = row_address(state, slot), get(state, REWARD_AT), get(state, ENVS)
+    age = byte_at(here + after + AGE_AFTER)
+    if back <= age:
+        return row_address(state, slot - back * envs)
+    start = row_address(state, slot - age * envs)
+    if byte_at(start + after + FLAGS_AFTER) & START_FILED:
+        entry = word_at(start + get(state, SIDE_AT) + START_AFTER)
+        return side_address(state, entry + get(state, STACK) - 1 - (back - age))
+    return start
+
+
+@inline
+def next_frame_address(state: int, slot: int, back: int) -> int:
+    """The same for the row's next observation."""
+    here = row_address(state, slot)
+    flags, entry = byte_at(here + get(state, REWARD_AT) + FLAGS_AFTER), word_at(here + get(state, SIDE_AT))
+    if flags & WHOLE:
+        return side_address(state, entry + get(state, STACK) - 1 - back)
+    if back > 0:
+        return frame_address(state, slot, back - 1)
+    return side_address(state, entry) if flags & FILED else row_address(state, slot + get(state, ENVS))
 
 
 @inline
@@ -70,55 +132,99 @@ def _forget(state: int, first: int, count: int) -> None:
     """Takes rows that fall out of the capacity out of the count of fillers."""
     if get(state, FILLERS) == 0:
         return
-    flags_at, row, fillers = get(state, REWARD_AT) + FLAGS_AFTER, get(state, ROW), get(state, FILLERS)
+    flags_at, slots, fillers = get(state, REWARD_AT) + FLAGS_AFTER, get(state, SLOTS), get(state, FILLERS)
     for serial in range(max(first, 0), max(first + count, 0)):
-        flags = load(get(state, ROWS) + slot_of(state, serial) * row + flags_at, np.uint8(0))
-        if not flags & VALID:
+        if not byte_at(row_address(state, serial % slots) + flags_at) & VALID:
             fillers -= 1
     put(state, FILLERS, fillers)
 
 
 @inline
-def _side_free(state: int, step: int) -> int:
-    """Entries of the side table that no row refers to once this step's are overwritten."""
+def _side_room(state: int, step: int) -> int:
+    """Entries of the side table that no row refers to once this step has overwritten what it overwrites."""
     steps = get(state, SLOTS) // get(state, ENVS)
     oldest = step + 2 - steps
-    tail = 0 if oldest <= 0 else load(get(state, MARKS) + 8 * (oldest % steps), np.int64(0))
+    tail = 0 if oldest <= 0 else word_at(get(state, MARKS) + 8 * (oldest % steps))
     return get(state, SIDE_SIZE) - (get(state, SIDE_HEAD) - tail)
 
 
 @inline
-def _leaf(state: int, leaf: int) -> tuple[int, int]:
-    """Offset in the row, and size in bytes, of a field."""
-    at = get(state, LEAVES) + 16 * leaf
-    return load(at, np.int64(0)), load(at + 8, np.int64(0))
+def _file_observation(state: int, observation: int, entry: int) -> None:
+    copy(side_address(state, entry), observation, get(state, OBSERVATION))
 
 
 @inline
-def _insert_step(state: int, table: int) -> int:
+def _file_frames(state: int, items: int, e: int, first: int, count: int, entry: int) -> None:
+    """Files frames of environment e's stack from the first on, in consecutive entries."""
+    leaves, stack = get(state, LEAVES), get(state, STACK)
+    for leaf in range(get(state, OBSERVATION_LEAVES)):
+        offset, size = word_at(leaves + 16 * leaf), word_at(leaves + 16 * leaf + 8)
+        frames = word_at(items + 8 * leaf) + e * stack * size
+        for j in range(count):
+            copy(side_address(state, entry + j) + offset, frames + (first + j) * size, size)
+
+
+@inline
+def _same_stack(state: int, items: int, e: int, last: int) -> bool:
+    """Whether environment e's stack is the next observation of the row in slot `last`."""
+    leaves, stack = get(state, LEAVES), get(state, STACK)
+    for leaf in range(get(state, OBSERVATION_LEAVES)):
+        offset, size = word_at(leaves + 16 * leaf), word_at(leaves + 16 * leaf + 8)
+        newest = word_at(items + 8 * leaf) + ((e + 1) * stack - 1) * size
+        for back in range(stack):
+            if not equal(newest - back * size, next_frame_address(state, last, back) + offset, size):
+                return False
+    return True
+
+
+@inline
+def _all_one_frame(state: int, items: int, e: int) -> bool:
+    """Whether environment e's stack is one frame, repeated."""
+    leaves, stack = get(state, LEAVES), get(state, STACK)
+    for leaf in range(get(state, OBSERVATION_LEAVES)):
+        size = word_at(leaves + 16 * leaf + 8)
+        first = word_at(items + 8 * leaf) + e * stack * size
+        if not equal(first, first + size, (stack - 1) * size):
+            return False
+    return True
+
+
+@inline
+def _moved_on(state: int, items: int, next_items: int, e: int) -> bool:
+    """Whether environment e's next stack is its stack without the oldest frame, and a new one."""
+    leaves, stack = get(state, LEAVES), get(state, STACK)
+    for leaf in range(get(state, OBSERVATION_LEAVES)):
+        size = word_at(leaves + 16 * leaf + 8)
+        at = e * stack * size
+        if not equal(word_at(items + 8 * leaf) + at + size, word_at(next_items + 8 * leaf) + at, (stack - 1) * size):
+            return False
+    return True
+
+
+@inline
+def _insert_step(state: int, items: int) -> int:
     """One step of all environments of a chained ring; see `insert`."""
-    envs, slots, row = get(state, ENVS), get(state, SLOTS), get(state, ROW)
+    envs, slots, row, stack = get(state, ENVS), get(state, SLOTS), get(state, ROW), get(state, STACK)
     added, rows, reward_at = get(state, ADDED), get(state, ROWS), get(state, REWARD_AT)
-    observation_leaves, row_leaves = get(state, OBSERVATION_LEAVES), get(state, ROW_LEAVES)
-    side_at, side_row, side_size = get(state, SIDE_AT), get(state, OBSERVATION), get(state, SIDE_SIZE)
+    leaves, observation_leaves = get(state, LEAVES), get(state, OBSERVATION_LEAVES)
+    others, side_at = observation_leaves + get(state, ROW_LEAVES), get(state, SIDE_AT)
     step = added // envs
-    if _side_free(state, step) < envs:
+    if _side_room(state, step) < envs * (1 if stack == 1 else 2 * stack):
         return FULL_SIDE
     _forget(state, added - get(state, CAPACITY), envs)
     head, fillers, breaks = get(state, SIDE_HEAD), get(state, FILLERS), get(state, BREAKS)
     store(get(state, MARKS) + 8 * (step % (slots // envs)), np.int64(head))
-    items = table + 8 * (observation_leaves + row_leaves)  # next observations, rewards, flags
-    after = items + 8 * observation_leaves
-    rewards, double = load(after, np.int64(0)), load(after + 40, np.int64(0))
-    terminated, truncated, mask = (
-        load(after + 8, np.int64(0)),
-        load(after + 16, np.int64(0)),
-        load(after + 24, np.int64(0)),
-    )
+    next_items = items + 8 * others
+    after = next_items + 8 * observation_leaves
+    rewards, terminated, truncated, mask = word_at(after), word_at(after + 8), word_at(after + 16), word_at(after + 24)
+    double = word_at(after + 40)
     first = added % slots
     before, behind = (first - envs if first > 0 else slots - envs), (first + envs if first + envs < slots else 0)
     for e in range(envs):
-        here = rows + (first + e) * row
+        here, last, there = rows + (first + e) * row, rows + (before + e) * row, rows + (behind + e) * row
+        ahead = there + 4 * row
+        for line in range(0, min(row, 256), 64):
+            prefetch_to_write(ahead + line)
         flags = _flag(terminated, e) * TERMINATED | _flag(truncated, e) * TRUNCATED
         if mask == 0 or _flag(mask, e):
             flags |= VALID
@@ -127,38 +233,57 @@ def _insert_step(state: int, table: int) -> int:
             fillers += 1
         if flags & (TERMINATED | TRUNCATED):
             flags |= CUT
-        prefetch(here + 8 * row)
+        last_flags, age = 0, 0
         same = added > 0
         if same:
-            for leaf in range(observation_leaves):
-                offset, size = _leaf(state, leaf)
-                same = same and equal(load(table + 8 * leaf, np.int64(0)) + e * size, here + offset, size)
+            last_flags = byte_at(last + reward_at + FLAGS_AFTER)
+            if stack > 1:
+                known = last_flags & (WHOLE | VALID) != WHOLE  # of a filler, no next observation is kept whole
+                same = known and _same_stack(state, items, e, before + e)
+                age = min(byte_at(last + reward_at + AGE_AFTER) + 1, stack - 1) if not last_flags & WHOLE else 0
+            else:
+                for leaf in range(observation_leaves):
+                    offset, size = word_at(leaves + 16 * leaf), word_at(leaves + 16 * leaf + 8)
+                    same = same and equal(word_at(items + 8 * leaf) + e * size, here + offset, size)
         if not same:
-            if added > 0:
-                last = rows + (before + e) * row + reward_at + FLAGS_AFTER
-                last_flags = load(last, np.uint8(0))
-                if last_flags & VALID:
-                    if not last_flags & CUT:
-                        breaks += 1
-                    copy(get(state, SIDE) + (head % side_size) * side_row, here, side_row)
-                    store(rows + (before + e) * row + side_at, np.int64(head))
-                    store(last, np.uint8(last_flags | FILED | CUT))
+            if last_flags & VALID:
+                if not last_flags & CUT:
+                    breaks += 1
+                if not last_flags & FILED:
+                    _file_observation(state, here, head)
+                    store(last + side_at, np.int64(head))
                     head += 1
+                fence()
+                store(last + reward_at + FLAGS_AFTER, np.uint8(last_flags | FILED | CUT))
+                fence()
+            age = 0
             for leaf in range(observation_leaves):
-                offset, size = _leaf(state, leaf)
-                copy(here + offset, load(table + 8 * leaf, np.int64(0)) + e * size, size)
+                offset, size = word_at(leaves + 16 * leaf), word_at(leaves + 16 * leaf + 8)
+                copy(here + offset, word_at(items + 8 * leaf) + ((e + 1) * stack - 1) * size, size)
         elif not flags & VALID:
-            last = rows + (before + e) * row + reward_at + FLAGS_AFTER
-            store(last, np.uint8(load(last, np.uint8(0)) | CUT))
-        for leaf in range(observation_leaves, observation_leaves + row_leaves):
-            offset, size = _leaf(state, leaf)
-            copy(here + offset, load(table + 8 * leaf, np.int64(0)) + e * size, size)
+            store(last + reward_at + FLAGS_AFTER, np.uint8(last_flags | CUT))
+        for leaf in range(observation_leaves, others):
+            offset, size = word_at(leaves + 16 * leaf), word_at(leaves + 16 * leaf + 8)
+            copy(here + offset, word_at(items + 8 * leaf) + e * size, size)
         store(here + reward_at, _reward(rewards, e, double))
+        if stack > 1:
+            if age == 0 and not _all_one_frame(state, items, e):
+                _file_frames(state, items, e, 0, stack - 1, head)
+                store(here + side_at + START_AFTER, np.int64(head))
+                head += stack - 1
+                flags |= START_FILED
+            if not _moved_on(state, items, next_items, e):
+                if flags & VALID:
+                    _file_frames(state, next_items, e, 0, stack, head)
+                    store(here + side_at, np.int64(head))
+                    head += stack
+                    flags |= FILED
+                flags |= WHOLE
+            store(here + reward_at + AGE_AFTER, np.uint8(age))
         store(here + reward_at + FLAGS_AFTER, np.uint8(flags))
-        there = rows + (behind + e) * row
         for leaf in range(observation_leaves):
-            offset, size = _leaf(state, leaf)
-            copy(there + offset, load(items + 8 * leaf, np.int64(0)) + e * size, size)
+            offset, size = word_at(leaves + 16 * leaf), word_at(leaves + 16 * leaf + 8)
+            copy(there + offset, word_at(next_items + 8 * leaf) + ((e + 1) * stack - 1) * size, size)
     put(state, SIDE_HEAD, head)
     put(state, FILLERS, fillers)
     put(state, BREAKS, breaks)
@@ -167,34 +292,31 @@ def _insert_step(state: int, table: int) -> int:
 
 
 @inline
-def _insert_rows(state: int, table: int, count: int) -> int:
+def _insert_rows(state: int, items: int, count: int) -> int:
     """Independent transitions; see `insert`."""
-    slots, row = get(state, SLOTS), get(state, ROW)
-    rows, reward_at = get(state, ROWS), get(state, REWARD_AT)
-    observation_leaves, row_leaves = get(state, OBSERVATION_LEAVES), get(state, ROW_LEAVES)
-    leaves = observation_leaves + row_leaves
-    after = table + 8 * (leaves + observation_leaves)
-    rewards, double = load(after, np.int64(0)), load(after + 40, np.int64(0))
-    terminated, truncated, mask = (
-        load(after + 8, np.int64(0)),
-        load(after + 16, np.int64(0)),
-        load(after + 24, np.int64(0)),
-    )
+    slots, row, rows, reward_at = get(state, SLOTS), get(state, ROW), get(state, ROWS), get(state, REWARD_AT)
+    leaves, observation_leaves = get(state, LEAVES), get(state, OBSERVATION_LEAVES)
+    all_leaves = 2 * observation_leaves + get(state, ROW_LEAVES)
+    after = items + 8 * all_leaves
+    rewards, terminated, truncated, mask = word_at(after), word_at(after + 8), word_at(after + 16), word_at(after + 24)
+    double, capacity = word_at(after + 40), get(state, CAPACITY)
+    slot = get(state, ADDED) % slots
     for i in range(count):
         added = get(state, ADDED)
-        _forget(state, added - slots, 1)
-        here = rows + (added % slots) * row
+        _forget(state, added - capacity, 1)
+        here = rows + slot * row
         flags = CUT | _flag(terminated, i) * TERMINATED | _flag(truncated, i) * TRUNCATED
         if mask == 0 or _flag(mask, i):
             flags |= VALID
         else:
             put(state, FILLERS, get(state, FILLERS) + 1)
-        for leaf in range(leaves + observation_leaves):
-            offset, size = _leaf(state, leaf)
-            copy(here + offset, load(table + 8 * leaf, np.int64(0)) + i * size, size)
+        for leaf in range(all_leaves):
+            offset, size = word_at(leaves + 16 * leaf), word_at(leaves + 16 * leaf + 8)
+            copy(here + offset, word_at(items + 8 * leaf) + i * size, size)
         store(here + reward_at, _reward(rewards, i, double))
         store(here + reward_at + FLAGS_AFTER, np.uint8(flags))
         put(state, ADDED, added + 1)
+        slot = slot + 1 if slot + 1 < slots else 0
     return INSERTED
 
 
@@ -220,14 +342,34 @@ def insert(state: int, objects: int) -> int:
             return item
     if chained:
         return _insert_step(state, table)
-    return _insert_rows(state, table, load(table + 8 * count, np.int64(0)))
+    return _insert_rows(state, table, word_at(table + 8 * count))
 
 
 @kernel
 def grow_side(state: int, size: int) -> None:
     """Spreads the side table's entries over `size` places, a multiple of those it has; the memory is there already."""
     head, old, row, side = get(state, SIDE_HEAD), get(state, SIDE_SIZE), get(state, OBSERVATION), get(state, SIDE)
-    for serial in range(max(head - old, 0), head):
-        if serial % old != serial % size:
-            copy(side + (serial % size) * row, side + (serial % old) * row, row)
+    for entry in range(max(head - old, 0), head):
+        if entry % old != entry % size:
+            copy(side + (entry % size) * row, side + (entry % old) * row, row)
     put(state, SIDE_SIZE, size)
+
+
+@kernel
+def recover(state: int) -> None:
+    """Takes back what an add has changed that did not come to its end: the state's counters do not know of it."""
+    envs, added, slots = get(state, ENVS), get(state, ADDED), get(state, SLOTS)
+    if not get(state, CHAINED) or added == 0:
+        return
+    for e in range(envs):
+        slot = (added - envs) % slots + e
+        here = row_address(state, slot)
+        at = here + get(state, REWARD_AT) + FLAGS_AFTER
+        flags, entry = byte_at(at), word_at(here + get(state, SIDE_AT))
+        if flags & FILED and entry >= get(state, SIDE_HEAD):
+            copy(row_address(state, slot + envs), side_address(state, entry), get(state, OBSERVATION))
+            flags &= ~FILED
+        flags &= ~CUT
+        if flags & (TERMINATED | TRUNCATED) or not flags & VALID:
+            flags |= CUT
+        store(at, np.uint8(flags))

@@ -19,11 +19,12 @@ import numpy as np
 from fastac_kernels import ring
 from fastac_kernels._jit import inline, kernel
 from fastac_kernels.objects import read
-from fastac_kernels.pointers import copy, high_word, load, prefetch, store
-from fastac_kernels.ring import get, put
+from fastac_kernels.pointers import copy, high_word, load, prefetch_far, store
+from fastac_kernels.ring import byte_at, frame_address, get, next_frame_address, put, word_at
 
-AHEAD = 16  # rows between a prefetch and its copy
+AHEAD = 32
 LINES = 4  # cache lines of an observation asked for in advance; the hardware fetches the rest of a long one
+FINE, EMPTY = -1, -2  # all is done; there is nothing to draw
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
@@ -45,9 +46,35 @@ def random_below(seed: int, counter: int, bound: int) -> int:
 
 
 @inline
+def _plan(state: int) -> tuple[int, ...]:
+    """What a gather needs of the state, read once: the compiler cannot know that no output lies in it."""
+    added, slots = get(state, ring.ADDED), get(state, ring.SLOTS)
+    chained = get(state, ring.CHAINED)
+    return (
+        get(state, ring.ROWS),
+        slots,
+        get(state, ring.ROW),
+        get(state, ring.ENVS),
+        get(state, ring.REWARD_AT),
+        get(state, ring.N_STEP),
+        added,
+        added - added % slots,  # subtracted from a stored serial number it gives the slot; below 0, `slots` is added
+        chained,
+        get(state, ring.SIDE_AT),
+        get(state, ring.OBSERVATION) if chained else 0,
+        get(state, ring.LEAVES),
+        get(state, ring.OBSERVATION_LEAVES),
+        get(state, ring.OBSERVATION_LEAVES) + get(state, ring.ROW_LEAVES),
+        get(state, ring.OUTPUT_TABLE),
+        get(state, ring.POWERS),
+        get(state, ring.STACK),
+    )
+
+
+@inline
 def _fetch(address: int, size: int) -> None:
     for i in range(0, min(size, LINES * 64), 64):
-        prefetch(address + i)
+        prefetch_far(address + i)
 
 
 @inline
@@ -56,46 +83,50 @@ def _wrapped(slot: int, slots: int) -> int:
 
 
 @inline
-def _fetch_row(state: int, serial: int, base: int) -> None:
+def _fetch_row(plan: tuple[int, ...], serial: int) -> None:
     """Asks for the lines that the row will be gathered from, if its window is a whole one."""
-    slots, row = get(state, ring.SLOTS), get(state, ring.ROW)
-    slot = serial - base
+    rows, slots, row, envs, reward_at, n = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]
+    slot = serial - plan[7]
     slot = slot + slots if slot < 0 else slot
-    at = get(state, ring.ROWS) + slot * row
-    _fetch(at, row)
-    prefetch(at + get(state, ring.REWARD_AT))
-    if get(state, ring.CHAINED):
-        envs, n = get(state, ring.ENVS), get(state, ring.N_STEP)
+    _fetch(rows + slot * row, row)
+    if row > LINES * 64:
+        prefetch_far(rows + slot * row + reward_at)
+    if plan[8]:
         for _ in range(1, n):
             slot = _wrapped(slot + envs, slots)
-            prefetch(get(state, ring.ROWS) + slot * row + get(state, ring.REWARD_AT))
-        slot = _wrapped(slot + envs, slots)
-        _fetch(get(state, ring.ROWS) + slot * row, get(state, ring.OBSERVATION))
+            prefetch_far(rows + slot * row + reward_at)
+        _fetch(rows + _wrapped(slot + envs, slots) * row, plan[10])
 
 
 @inline
-def _gather_row(state: int, out: int, i: int, serial: int, base: int, drawn: bool) -> bool:
+def _copy_stack(state: int, slot: int, following: int, i: int, plan: tuple[int, ...]) -> None:
+    """Copies the stacks of a row and of the next observation of another, frame by frame."""
+    leaves, observation_leaves, others, out, stack = plan[11], plan[12], plan[13], plan[14], plan[16]
+    for leaf in range(observation_leaves):
+        offset, size = word_at(leaves + 16 * leaf), word_at(leaves + 16 * leaf + 8)
+        newest = word_at(out + 8 * leaf) + ((i + 1) * stack - 1) * size
+        next_newest = word_at(out + 8 * (others + leaf)) + ((i + 1) * stack - 1) * size
+        for back in range(stack):
+            copy(newest - back * size, frame_address(state, slot, back) + offset, size)
+        for back in range(stack):
+            copy(next_newest - back * size, next_frame_address(state, following, back) + offset, size)
+
+
+@inline
+def _gather_row(state: int, plan: tuple[int, ...], i: int, serial: int, drawn: bool) -> bool:
     """Copies one row's transition to place i of the outputs; False, and nothing, where it was drawn and is a filler."""
-    slots, row, rows, reward_at = (
-        get(state, ring.SLOTS),
-        get(state, ring.ROW),
-        get(state, ring.ROWS),
-        get(state, ring.REWARD_AT),
-    )
-    envs, added, chained = get(state, ring.ENVS), get(state, ring.ADDED), get(state, ring.CHAINED)
-    slot = serial - base
+    rows, slots, row, envs, reward_at, n, added = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
+    leaves, observation_leaves, others, out, powers, stack = plan[11], plan[12], plan[13], plan[14], plan[15], plan[16]
+    slot = serial - plan[7]
     slot = slot + slots if slot < 0 else slot
-    here = rows + slot * row
-    flags = np.int64(load(here + reward_at + ring.FLAGS_AFTER, np.uint8(0)))
+    first, here = slot, rows + slot * row
+    flags = byte_at(here + reward_at + ring.FLAGS_AFTER)
     if drawn and not flags & ring.VALID:
         return False
-    leaves, powers = get(state, ring.LEAVES), get(state, ring.POWERS)
-    observation_leaves = get(state, ring.OBSERVATION_LEAVES)
-    others = observation_leaves + get(state, ring.ROW_LEAVES)
-    for leaf in range(others):
-        offset, size = load(leaves + 16 * leaf, np.int64(0)), load(leaves + 16 * leaf + 8, np.int64(0))
-        copy(load(out + 8 * leaf, np.int64(0)) + i * size, here + offset, size)
-    last, m, n = here, 1, get(state, ring.N_STEP)
+    for leaf in range(0 if stack == 1 else observation_leaves, others):
+        size = word_at(leaves + 16 * leaf + 8)
+        copy(word_at(out + 8 * leaf) + i * size, here + word_at(leaves + 16 * leaf), size)
+    last, m = here, 1
     reward = load(here + reward_at, np.float32(0))
     if n > 1:
         total = np.float64(reward)
@@ -103,33 +134,28 @@ def _gather_row(state: int, out: int, i: int, serial: int, base: int, drawn: boo
             slot = _wrapped(slot + envs, slots)
             last = rows + slot * row
             total += load(powers + 8 * m, np.float64(0)) * load(last + reward_at, np.float32(0))
-            flags = np.int64(load(last + reward_at + ring.FLAGS_AFTER, np.uint8(0)))
+            flags = byte_at(last + reward_at + ring.FLAGS_AFTER)
             m += 1
         reward = np.float32(total)
-    if not chained:
-        following = here + get(state, ring.SIDE_AT)
-    elif flags & ring.FILED:
-        entry = load(last + get(state, ring.SIDE_AT), np.int64(0)) % get(state, ring.SIDE_SIZE)
-        following = get(state, ring.SIDE) + entry * get(state, ring.OBSERVATION)
+    if stack > 1:
+        _copy_stack(state, first, slot, i, plan)
     else:
-        following = rows + _wrapped(slot + envs, slots) * row
-    for leaf in range(observation_leaves):
-        offset, size = load(leaves + 16 * leaf, np.int64(0)), load(leaves + 16 * leaf + 8, np.int64(0))
-        copy(load(out + 8 * (others + leaf), np.int64(0)) + i * size, following + offset, size)
+        if not plan[8]:
+            following = here + plan[9]
+        elif flags & ring.FILED:
+            following = ring.side_address(state, word_at(last + plan[9]))
+        else:
+            following = rows + _wrapped(slot + envs, slots) * row
+        for leaf in range(observation_leaves):
+            size = word_at(leaves + 16 * leaf + 8)
+            copy(word_at(out + 8 * (others + leaf)) + i * size, following + word_at(leaves + 16 * leaf), size)
     after = out + 8 * (others + observation_leaves)
-    store(load(after, np.int64(0)) + 4 * i, reward)
-    store(load(after + 8, np.int64(0)) + i, np.uint8(flags & ring.TERMINATED != 0))
-    store(load(after + 16, np.int64(0)) + i, np.uint8(flags & ring.TRUNCATED != 0))
-    store(load(after + 24, np.int64(0)) + 4 * i, np.float32(load(powers + 8 * m, np.float64(0))))
-    store(load(after + 32, np.int64(0)) + 8 * i, np.int64(serial))
+    store(word_at(after) + 4 * i, reward)
+    store(word_at(after + 8) + i, np.uint8(flags & ring.TERMINATED != 0))
+    store(word_at(after + 16) + i, np.uint8(flags & ring.TRUNCATED != 0))
+    store(word_at(after + 24) + 4 * i, np.float32(load(powers + 8 * m, np.float64(0))))
+    store(word_at(after + 32) + 8 * i, np.int64(serial))
     return True
-
-
-@inline
-def _base(state: int) -> int:
-    """What to subtract from a stored serial number to find its slot; below 0 the ring's length is added."""
-    added, slots = get(state, ring.ADDED), get(state, ring.SLOTS)
-    return added - added % slots
 
 
 @kernel
@@ -137,13 +163,14 @@ def sample(state: int, objects: int, batch: int) -> int:
     """Draws `batch` rows uniformly, with replacement, among those that are no fillers.
 
     Args:
-        state: Address of the ring's state, which holds such a row.
+        state: Address of the ring's state.
         objects: Address of a tuple of numpy arrays: observations, actions and extra fields, next observations, rewards,
             terminated, truncated, discounts, indices. 0: their addresses are in the state's output table already.
         batch: Rows of each.
 
     Returns:
-        -1, or the number of an item that is not a plain array of the right type and shape.
+        -1; -2 where there is nothing to draw; or the number of an item that is not a plain array of the right type and
+        shape.
     """
     out = get(state, ring.OUTPUT_TABLE)
     if objects != 0:
@@ -152,18 +179,21 @@ def sample(state: int, objects: int, batch: int) -> int:
         )
         if item >= 0:
             return item
-    added, seed, counter, base = get(state, ring.ADDED), get(state, ring.SEED), get(state, ring.COUNTER), _base(state)
+    seed, counter, added = get(state, ring.SEED), get(state, ring.COUNTER), get(state, ring.ADDED)
+    plan = _plan(state)
     oldest = max(added - get(state, ring.CAPACITY), 0)
     size = added - oldest
+    if size == get(state, ring.FILLERS):
+        return EMPTY
     for c in range(counter, counter + min(AHEAD, batch)):
-        _fetch_row(state, oldest + random_below(seed, c, size), base)
+        _fetch_row(plan, oldest + random_below(seed, c, size))
     i = 0
     while i < batch:
-        _fetch_row(state, oldest + random_below(seed, counter + AHEAD, size), base)
-        i += _gather_row(state, out, i, oldest + random_below(seed, counter, size), base, True)
+        _fetch_row(plan, oldest + random_below(seed, counter + AHEAD, size))
+        i += _gather_row(state, plan, i, oldest + random_below(seed, counter, size), True)
         counter += 1
     put(state, ring.COUNTER, counter)
-    return -1
+    return FINE
 
 
 @kernel
@@ -176,14 +206,14 @@ def gather(state: int, objects: int, batch: int, serials: int) -> int:
         )
         if item >= 0:
             return item
-    base = _base(state)
+    plan = _plan(state)
     for i in range(min(AHEAD, batch)):
-        _fetch_row(state, load(serials + 8 * i, np.int64(0)), base)
+        _fetch_row(plan, word_at(serials + 8 * i))
     for i in range(batch):
-        ahead = min(i + AHEAD, batch - 1)
-        _fetch_row(state, load(serials + 8 * ahead, np.int64(0)), base)
-        _gather_row(state, out, i, load(serials + 8 * i, np.int64(0)), base, False)
-    return -1
+        if i + AHEAD < batch:
+            _fetch_row(plan, word_at(serials + 8 * (i + AHEAD)))
+        _gather_row(state, plan, i, word_at(serials + 8 * i), False)
+    return FINE
 
 
 @kernel
@@ -197,7 +227,8 @@ def draw_distinct(state: int, batch: int, serials: int, seen: int, places: int) 
         seen: Address of `places` int64, scratch.
         places: A power of two, at least twice the batch.
     """
-    added, seed, counter, base = get(state, ring.ADDED), get(state, ring.SEED), get(state, ring.COUNTER), _base(state)
+    added, seed, counter = get(state, ring.ADDED), get(state, ring.SEED), get(state, ring.COUNTER)
+    base = added - added % get(state, ring.SLOTS)
     slots, row, flags_at = get(state, ring.SLOTS), get(state, ring.ROW), get(state, ring.REWARD_AT) + ring.FLAGS_AFTER
     oldest = max(added - get(state, ring.CAPACITY), 0)
     for j in range(places):
