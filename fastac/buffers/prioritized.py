@@ -14,9 +14,11 @@ from fastac.buffers import fields
 from fastac.buffers.replay import ReplayBuffer, Transitions
 from fastac.buffers.sum_tree import SumTree
 from fastac_kernels import priorities as kernels
+from fastac_kernels.objects import READABLE
 from fastac_kernels.priorities import sample_prioritized, set_largest, set_new, update
+from fastac_kernels.sampling import EMPTY
 
-_ndarray, _empty = np.ndarray, np.empty
+_ndarray, _empty, _new = np.ndarray, np.empty, tuple.__new__
 _INT64, _FLOAT32, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float32), np.dtype(np.float64)
 
 
@@ -111,6 +113,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self._reals = self._words.view(np.float64)
         self._reals[kernels.ALPHA] = self.alpha
         self._priorities = self._words.ctypes.data
+        self._weights: tuple[Any, NDArray[np.float32]] = None, _empty(0, _FLOAT32)
         self._scratch: tuple[NDArray[np.int64], NDArray[np.float64]]
         self._grow_scratch(256)
         set_largest(self._priorities, 1.0)
@@ -176,19 +179,38 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         if out is None:
             batch, items = self._allocate(batch_size, device)
             weights = _empty(batch_size, _FLOAT32)
-            batch = batch._replace(weights=weights if device is None else _tensor(weights))
+            returned = weights if device is None else _tensor(weights)
+            batch = _new(Transitions, (*batch[:8], returned, batch[9]))
         else:
-            batch, items, weights = out, self._items_of(out, batch_size), _weights_of(out, batch_size)
+            batch, items = out, self._items_of(out, batch_size)
+            weights = self._weights_of(out, items, batch_size)
         with self._lock:
             if batch_size > self._scratch_size:
                 self._grow_scratch(batch_size)
-            code = sample_prioritized(self._priorities, self._at, id(items), weights, beta)
+            code = sample_prioritized(self._priorities, self._at, id(items), weights, beta) if READABLE else 0
             if code >= 0:
                 self._check_out(items, batch_size)
                 code = sample_prioritized(self._priorities, self._at, 0, weights, beta)
-            if code == kernels.NOTHING:
+            if code == EMPTY:
                 raise ValueError("sample: the buffer holds no transition to draw")
         return batch if device is None or out is not None else self._on_device(batch, device)
+
+    def _weights_of(self, out: Transitions, items: tuple[Any, ...], size: int) -> NDArray[np.float32]:
+        """The memory of a batch's weights, checked where the batch is not the one that was filled last."""
+        if out is self._weights[0] and len(self._weights[1]) == size:
+            return self._weights[1]
+        weights: Any = out.weights
+        if is_tensor(weights) and weights.device.type == "cpu":
+            weights = weights.numpy()
+        if not isinstance(weights, _ndarray) or weights.dtype != _FLOAT32 or weights.shape != (size,):
+            raise ValueError(f"out: weights: got {weights!r}, expected ({size},) float32")
+        if not weights.flags.carray:
+            raise ValueError("out: weights: expected C-contiguous, writable memory")
+        for field, x in zip(self._output_fields, items, strict=True):
+            if isinstance(x, _ndarray) and np.may_share_memory(x, weights):
+                raise ValueError(f"out: weights: shares memory with {field.name}")
+        self._weights = out, weights
+        return weights
 
     def update_priorities(self, indices: Any, priorities: Any) -> None:
         """Gives transitions new priorities. Either all are written or, after an error, none.
@@ -252,18 +274,6 @@ def _integers(indices: Any) -> NDArray[np.int64]:
     if found.dtype.kind not in "iu" and found.size:
         raise TypeError(f"indices: got dtype {found.dtype}, expected integers")
     return np.require(found, _INT64, ("C", "W"))
-
-
-def _weights_of(out: Transitions, size: int) -> NDArray[np.float32]:
-    """The memory of a batch's weights."""
-    weights: Any = out.weights
-    if is_tensor(weights) and weights.device.type == "cpu":
-        weights = weights.numpy()
-    if not isinstance(weights, _ndarray) or weights.dtype != _FLOAT32 or weights.shape != (size,):
-        raise ValueError(f"out: weights: got {weights!r}, expected ({size},) float32")
-    if not weights.flags.carray:
-        raise ValueError("out: weights: expected C-contiguous, writable memory")
-    return weights
 
 
 def _tensor(array: NDArray[Any]) -> Any:

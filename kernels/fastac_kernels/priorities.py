@@ -22,14 +22,14 @@ from fastac_kernels.objects import read
 from fastac_kernels.pointers import load, prefetch, store
 from fastac_kernels.power import LIMIT, exp2, log2
 from fastac_kernels.ring import get, put
-from fastac_kernels.sampling import gather
+from fastac_kernels.sampling import EMPTY, FINE, gather
 from fastac_kernels.sum_tree import NODE, SHIFT, draw, leaves_of, recompute_range_at, recompute_touched, total_of, touch
 
 # The words of the priorities' state. Of them, these are float64: ALPHA, LARGEST (priority so far) and its leaf.
 TREE, SERIALS, LEAVES, KNOWN, STALE, ALPHA, LARGEST, NEW_LEAF, STATE_SIZE = range(9)
 SMALLEST_LEAF, LARGEST_LEAF = 2.0**-LIMIT, 2.0**LIMIT
-# What is wrong: nothing, or there is nothing to draw, or the first ... of an update.
-FINE, NOTHING, BAD_INDEX, BAD_PRIORITY, FILLER = -1, -2, -3, -4, -5
+# What is wrong with an update, beside FINE: its first ...
+BAD_INDEX, BAD_PRIORITY, FILLER = -3, -4, -5
 
 
 @inline
@@ -165,7 +165,7 @@ def sample_prioritized(priorities: int, state: int, objects: int, weights: NDArr
         beta: Exponent of the weights.
 
     Returns:
-        FINE, NOTHING where there is no transition, or the number of an item that is no plain array of the right type.
+        FINE, EMPTY where there is no transition, or the number of an item that is no plain array of the right type.
     """
     n = weights.size
     if objects != 0:
@@ -177,7 +177,7 @@ def sample_prioritized(priorities: int, state: int, objects: int, weights: NDArr
         set_new(priorities, state)
     tree, serials, leaves = get(priorities, TREE), get(priorities, SERIALS), get(priorities, LEAVES)
     if not total_of(tree) > 0.0:
-        return NOTHING
+        return EMPTY
     draw(tree, get(state, ring.SEED), get(state, ring.COUNTER), serials, leaves, n)
     put(state, ring.COUNTER, get(state, ring.COUNTER) + n)
     weigh(leaves, weights, beta)

@@ -376,6 +376,8 @@ def test_tensors_and_outputs() -> None:
     for weights in (None, np.empty(15, np.float32), np.empty(16), np.empty((32,), np.float32)[::2]):
         with pytest.raises(ValueError, match="out: weights"):
             buffer.sample(16, out=batch._replace(weights=weights))
+    with pytest.raises(ValueError, match="out: weights: shares memory with discounts"):
+        buffer.sample(16, out=batch._replace(weights=batch.discounts))
     with pytest.raises(ValueError, match="out: rewards"):
         buffer.sample(16, out=batch._replace(rewards=np.empty(15, np.float32)))
     assert buffer.sample(16).indices.tolist() == other.sample(16).indices.tolist()  # a refused call draws nothing
@@ -390,3 +392,15 @@ def test_readonly_strided_and_integer_arguments() -> None:
     buffer.update_priorities(np.arange(20, dtype=np.int32)[:10:2], np.full(5, 2, np.float16))
     np.testing.assert_array_equal(leaves(buffer)[::2], [2] * 5)
     buffer.update_priorities([], [])
+
+
+def test_the_same_where_objects_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other interpreters: addresses are asked of numpy."""
+    buffer, other = filled(np.arange(1.0, 41.0), seed=2), filled(np.arange(1.0, 41.0), seed=2)
+    wanted = buffer.sample(16)
+    monkeypatch.setattr("fastac.buffers.prioritized.READABLE", False)
+    monkeypatch.setattr("fastac.buffers.replay.READABLE", False)
+    for x, y in zip(wanted[:-1], other.sample(16)[:-1], strict=True):
+        np.testing.assert_array_equal(x, y)
+    add(other, 1)
+    assert other.added == 41
