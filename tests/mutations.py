@@ -228,9 +228,8 @@ MUTATIONS = [
     Mutation(
         "stored-with-newer-statistics",
         "fastac/collector.py",
-        "            actions = self.acting.sample(observations, noise",
-        "            observations, seen = policy.observe(self.raw_observations), observations\n"
-        "            actions = self.acting.sample(seen, noise",
+        "                observations, actions, step.rewards,",
+        "                policy.observe(self.raw_observations), actions, step.rewards,",
         COLLECTING,
     ),
     Mutation(
