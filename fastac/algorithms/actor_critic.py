@@ -122,7 +122,6 @@ PRESETS: dict[str, Config | dict[str, Config]] = {
         critic_target="lambda",
         critic_steps=20,
         critic_learning_rate=5e-3,
-        norm_adv=True,
         log_interval=1,
     ),
     # The defaults of Stable-Baselines3. Its value loss is a whole squared error times 0.5, ours half of one times 1.

@@ -10,6 +10,7 @@ import probe_envs
 import pytest
 import sample_envs
 import torch
+from test_ppo import Reads
 from test_run import everything
 
 from fastac.algorithms import actor_critic, ppo, preset, resume
@@ -205,6 +206,17 @@ def test_a2c_is_ppo_with_a_single_step_on_the_rollout():
     proximal.update(remaining=1.0)
     for ours, theirs in zip(online.parameters, proximal.parameters, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("options", [{}, BATCH], ids=["online", "batch"])
+def test_nothing_is_read_from_the_device_in_an_iteration(options):
+    """Row A11: the metrics stay where they are until they are logged."""
+    agent = rolled_out(small(**options))
+    with Reads() as reads:
+        agent.fit()
+        agent.estimate()
+        agent.update()
+    assert reads.found == []
 
 
 def test_metrics_have_the_names_of_ppos():

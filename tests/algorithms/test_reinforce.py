@@ -9,6 +9,7 @@ import probe_envs
 import pytest
 import reinforce_reference as reference
 import torch
+from test_ppo import Reads
 from test_run import everything
 
 from fastac.algorithms import reinforce, resume
@@ -240,6 +241,16 @@ def test_the_policy_steps_before_its_baseline_does():
     with torch.no_grad():
         assert not torch.equal(agent.critic(agent.batch.observations).squeeze(-1), before)
     assert torch.equal(agent.batch.values, before)
+
+
+@pytest.mark.parametrize("baseline", ["none", "mean", "value"])
+def test_nothing_is_read_from_the_device_in_an_iteration(baseline):
+    """Row A11: the metrics alone, once, at the end."""
+    agent, _ = collected(small(baseline=baseline))
+    with Reads() as reads:
+        agent.estimate()
+        agent.update(1.0)
+    assert reads.found == []
 
 
 def test_metrics_have_the_names_of_ppos():
