@@ -19,6 +19,7 @@ def main() -> None:
         ("returns", "discounted, n-step and lambda returns against peers and the limit"),
         ("ratio", "PPO's loss and its gradient against torch, JAX and the limit"),
         ("traces", "V-trace and Retrace against peers and the limit"),
+        ("tokens", "masked GAE over tokens against TRL, verl and the limit"),
         ("replay", "replay buffers against peers and the limit"),
     ):
         command = commands.add_parser(name, help=text)
@@ -53,6 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
         from bench import replay
 
         replay.main(arguments.seconds)
+    elif arguments.command == "tokens":
+        from bench import tokens
+
+        tokens.main(arguments.seconds)
     elif arguments.command == "overhead":
         from bench import overhead
 

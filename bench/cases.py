@@ -10,7 +10,8 @@ SHAPES = ((2048, 1), (128, 8), (128, 128), (2048, 64), (32, 4096), (1024, 1024))
 SMALLEST = (128, 8)
 ESTIMATORS = ("gae", "discounted_returns", "n_step_returns", "lambda_returns", "vtrace", "retrace")
 FORMS = ("short", "full")
-GAMMA, LAMBDA, N_STEPS = 0.99, 0.95, 5
+GAMMA, LAMBDA = 0.99, 0.95
+N_STEPS = (3, 5)  # of n-step returns
 
 Form = Literal["short", "full"]
 
@@ -34,6 +35,7 @@ class Case:
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     log_ratios: NDArray[np.float32]
+    n: int
 
     @property
     def last_values(self) -> NDArray[np.float32]:
@@ -70,8 +72,8 @@ class Case:
         return 4 * floats + (2 if self.form == "full" else 1)
 
 
-def make_case(estimator: str, form: Form, shape: tuple[int, int], *, ends: bool = True) -> Case:
-    """A case from a fixed seed; `ends=False` leaves every flag unset."""
+def make_case(estimator: str, form: Form, shape: tuple[int, int], *, ends: bool = True, n: int = N_STEPS[-1]) -> Case:
+    """A case from a fixed seed; `ends=False` leaves every flag unset, `n` is that of n-step returns."""
     T, N = shape
     generator = np.random.default_rng(0)
     observed = generator.standard_normal((T + 1, N), dtype=np.float32)
@@ -81,7 +83,7 @@ def make_case(estimator: str, form: Form, shape: tuple[int, int], *, ends: bool 
     next_values = observed[1:].copy()
     next_values[truncated] = generator.standard_normal(int(truncated.sum()), dtype=np.float32)
     log_ratios = np.float32(0.3) * generator.standard_normal((T, N), dtype=np.float32)
-    return Case(estimator, form, T, N, rewards, observed[:-1].copy(), next_values, terminated, truncated, log_ratios)
+    return Case(estimator, form, T, N, rewards, observed[:-1].copy(), next_values, terminated, truncated, log_ratios, n)
 
 
 def expected(case: Case) -> tuple[NDArray[np.float64], ...]:
@@ -93,8 +95,8 @@ def expected(case: Case) -> tuple[NDArray[np.float64], ...]:
     if case.estimator == "n_step_returns":
         for t in range(case.T):
             discount, alive = np.ones(case.N), np.ones(case.N, dtype=bool)
-            for k in range(t, min(t + N_STEPS, case.T)):
-                last = alive & (case.ended[k] | (k == min(t + N_STEPS, case.T) - 1))
+            for k in range(t, min(t + case.n, case.T)):
+                last = alive & (case.ended[k] | (k == min(t + case.n, case.T) - 1))
                 out[t] += np.where(alive, discount * r[k], 0) + np.where(last, discount * GAMMA * w[k], 0)
                 alive, discount = alive & going[k], discount * GAMMA
         return (out,)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bench import limits
-from bench.cases import GAMMA, LAMBDA, N_STEPS, Case, disagreement, make_case
+from bench.cases import GAMMA, LAMBDA, Case, disagreement, make_case
 
 TOLERANCE = 1e-4
 
@@ -67,7 +67,9 @@ def build(name: str, case: Case) -> Contender:
     factory = FACTORIES[name][1]
     made = factory(case)
     if made.read is not None:
-        checked_case = case if made.ends else make_case(case.estimator, case.form, (case.T, case.N), ends=False)
+        checked_case = (
+            case if made.ends else make_case(case.estimator, case.form, (case.T, case.N), ends=False, n=case.n)
+        )
         checked = made if made.ends else factory(checked_case)
         assert checked.read is not None
         error = disagreement(checked.read(checked.call()), checked_case)
@@ -115,7 +117,7 @@ def fastac_numpy(case: Case) -> Contender:
     if case.estimator in ("gae", "lambda_returns"):
         options["gae_lambda" if case.estimator == "gae" else "td_lambda"] = LAMBDA
     if case.estimator == "n_step_returns":
-        options["n"] = N_STEPS
+        options["n"] = case.n
     if case.estimator == "retrace":
         options["trace_lambda"] = LAMBDA
     arrays: list[Any] = [*([case.log_ratios] if case.reads_ratios else []), case.rewards]
@@ -149,7 +151,7 @@ def rlax_jit(case: Case) -> Contender:
         ),
         "discounted_returns": (lambda r, d, v: rlax.discounted_returns(r, d, v), (rewards, discounts, next_values[-1])),
         "n_step_returns": (
-            lambda r, d, v: rlax.n_step_bootstrapped_returns(r, d, v, N_STEPS),
+            lambda r, d, v: rlax.n_step_bootstrapped_returns(r, d, v, case.n),
             (rewards, discounts, next_values),
         ),
         "lambda_returns": (lambda r, d, v: rlax.lambda_returns(r, d, v, LAMBDA), (rewards, discounts, next_values)),
@@ -192,12 +194,12 @@ def tianshou_njit(case: Case) -> Contender:
             lambda: algorithm_base._gae(values, next_values, rewards, ends, GAMMA, LAMBDA), lambda out: (back(out),)
         )
     indices = [np.arange(case.T * case.N)]
-    for _ in range(N_STEPS - 1):
+    for _ in range(case.n - 1):
         indices.append(np.where(ends[indices[-1]], indices[-1], indices[-1] + 1))
     stacked = np.stack(indices)
     targets = next_values[stacked[-1]].reshape(-1, 1)
     return Contender(
-        lambda: algorithm_base._nstep_return(rewards, ends, targets, stacked, GAMMA, N_STEPS),
+        lambda: algorithm_base._nstep_return(rewards, ends, targets, stacked, GAMMA, case.n),
         lambda out: (back(out),),
     )
 

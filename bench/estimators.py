@@ -1,11 +1,12 @@
 """The interleaved runner over estimators, forms and shapes; its JSON is what the README's table is made from."""
 
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 from bench import contenders, record, timing
-from bench.cases import FORMS, SHAPES, Case, make_case
+from bench.cases import FORMS, N_STEPS, SHAPES, Case, make_case
 
 PLACEMENTS = 3  # arrays are laid out anew so often: where they lie in memory moves a short call by a third
 COMMANDS = {
@@ -16,13 +17,13 @@ COMMANDS = {
 
 
 def measure(
-    estimator: str, form: Any, shape: tuple[int, int], absent: dict[str, str], seconds: float
+    estimator: str, form: Any, shape: tuple[int, int], absent: dict[str, str], seconds: float, n: int = N_STEPS[-1]
 ) -> dict[str, Any]:
     """Times of everyone who computes this case; who does not, and why, is part of the result."""
     samples: dict[str, list[float]] = {}
     alive = []
     for _ in range(PLACEMENTS):
-        case = make_case(estimator, form, shape)
+        case = make_case(estimator, form, shape, n=n)
         calls, not_offered, failed = gather(case, absent)
         alive.append(calls)
         for name, times in timing.interleave(calls, seconds=seconds / PLACEMENTS, rounds=7).items():
@@ -30,6 +31,7 @@ def measure(
     return {
         "estimator": estimator,
         "form": form,
+        **({"n": n} if estimator == "n_step_returns" else {}),
         "T": shape[0],
         "N": shape[1],
         "bytes_per_element": case.bytes_per_element,
@@ -64,17 +66,17 @@ def main(result_name: str, estimators: tuple[str, ...], seconds: float) -> None:
         print(f"missing: {name} ({reason})", flush=True)
     results = []
     for estimator in estimators:
-        for form in FORMS:
+        for form, n in itertools.product(FORMS, N_STEPS if estimator == "n_step_returns" else N_STEPS[-1:]):
             for shape in SHAPES:
-                result = measure(estimator, form, shape, absent, seconds)
+                result = measure(estimator, form, shape, absent, seconds, n)
                 results.append(result)
                 shown = "  ".join(
                     f"{name} {entry['median_ns'] / 1e3:.2f} us ({entry['over_fastac']:.2f}x)"
                     for name, entry in result["contenders"].items()
                 )
-                print(
-                    f"{estimator} {form} {shape}: {shown}", *(f"FAILED {k}: {v}" for k, v in result["failed"].items())
-                )
+                steps = f" n={n}" if "n" in result else ""
+                failed = (f"FAILED {name}: {why}" for name, why in result["failed"].items())
+                print(f"{estimator}{steps} {form} {shape}: {shown}", *failed, flush=True)
     record.write(
         record.RESULTS / f"{result_name}.json",
         {

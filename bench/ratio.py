@@ -2,7 +2,9 @@
 
 Everyone computes the loss and its gradient with respect to the new log probabilities, float32, one core. fastac
 computes the three KL estimates, the clip fraction and the mean ratio besides; the others do not, which favours them.
-JAX returns the gradient as an array, as `fastac_numpy` does; the three torch forms put it into `log_probs.grad`.
+There are two questions, and a peer answers one of them. *Value and gradient*, handed back as arrays: JAX, fastac on
+arrays, fastac on tensors. *Into `log_probs.grad`*: fastac's direct form and its autograd node, torch eager and
+compiled; torch's own `backward` takes a dozen microseconds of each call.
 """
 
 import functools
@@ -20,6 +22,22 @@ TOLERANCE = 2e-6
 BYTES_PER_ELEMENT = 16  # three arrays are read, the gradient is written
 PLACEMENTS = 3
 PEERS = {"jax": "jax", "torch_eager": "torch", "torch_compile": "torch"}
+TITLES = {
+    "fastac": "fastac, direct",
+    "fastac_autograd": "fastac, autograd",
+    "fastac_numpy": "fastac, NumPy",
+    "fastac_tensors": "fastac, tensors",
+    "torch_eager": "torch",
+    "torch_compile": "`torch.compile`",
+    "jax": "JAX `value_and_grad`",
+}
+# Who answers which question, and fastac's answer that ratios are taken over.
+QUESTIONS = {
+    "Loss and gradient handed back as arrays": ("fastac_numpy", "fastac_tensors", "jax"),
+    "The gradient into `log_probs.grad`, torch's own `backward` included": (
+        "fastac", "fastac_autograd", "torch_compile", "torch_eager",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,6 +122,15 @@ def fastac_numpy(case: Case) -> Contender:
     return Contender(lambda: fastac.ppo_clip_loss(*arrays, clip_coef=CLIP_COEF), lambda r: (r.loss, r.gradient))
 
 
+def fastac_tensors(case: Case) -> Contender:
+    """Loss and gradient of tensors; nothing is handed on."""
+    import fastac
+
+    new, old, a = tensors(case)
+    new = new.detach()
+    return Contender(lambda: fastac.ppo_clip_loss(new, old, a, clip_coef=CLIP_COEF), lambda r: (r.loss, r.gradient))
+
+
 def surrogate(new: Any, old: Any, a: Any) -> Any:
     """The loss as CleanRL writes it."""
     import torch
@@ -153,6 +180,7 @@ CONTENDERS: dict[str, Callable[[Case], Contender]] = {
     "fastac": fastac_direct,
     "fastac_autograd": fastac_autograd,
     "fastac_numpy": fastac_numpy,
+    "fastac_tensors": fastac_tensors,
     "torch_eager": torch_eager,
     "torch_compile": torch_compile,
     "jax": jax_jit,
@@ -227,3 +255,26 @@ def main(seconds: float) -> None:
             "results": results,
         },
     )
+
+
+def page(result: dict[str, Any]) -> str:
+    """Markdown: a table for each question, times of the first column's contender in brackets."""
+    from bench.report import footnote, microseconds, table, times
+
+    parts = []
+    for question, who in QUESTIONS.items():
+        rows = []
+        for case in result["results"]:
+            contenders = case["contenders"]
+            own = contenders[who[0]]["median_ns"]
+            row = [f"{case['size']:,}", microseconds(own), f"{contenders['limit']['median_ns'] / own:.2f}"]
+            for name in who[1:]:
+                entry = contenders.get(name)
+                row.append(f"{microseconds(entry['median_ns'])} ({times(entry['median_ns'] / own)})" if entry else "-")
+            rows.append(row)
+        header = ["elements", f"{TITLES[who[0]]}, us", "of the limit", *(f"{TITLES[name]}, us" for name in who[1:])]
+        parts += [f"{question}:", table(header, rows)]
+    note = footnote(
+        result, "numba torch jax", also=" `ppo_clip_loss`, float32; fastac's KL and clip fraction included."
+    )
+    return "\n\n".join([*parts, note])

@@ -27,6 +27,8 @@ PACKAGES = (
     "stable-baselines3",
     "cpprb",
     "flashbax",
+    "trl",
+    "verl",
     "pytest-benchmark",
 )
 

@@ -62,9 +62,10 @@ def peer_time(contenders: dict[str, dict[str, float]], peer: str) -> dict[str, f
     return min(entries, key=lambda entry: entry["median_ns"]) if entries else None
 
 
-def estimator_table(result: dict[str, Any], estimator: str, form: str) -> str:
+def estimator_table(result: dict[str, Any], estimator: str, form: str, n: int = 5) -> str:
     """One row a shape: fastac's time, its share of the limit, each peer's time and how many times fastac's it is."""
-    cases = [case for case in result["results"] if (case["estimator"], case["form"]) == (estimator, form)]
+    wanted = (estimator, form, n)
+    cases = [case for case in result["results"] if (case["estimator"], case["form"], case.get("n", 5)) == wanted]
     peers = [p for p in PEERS if any(peer_time(case["contenders"], p) for case in cases)]
     rows = []
     for case in cases:
@@ -118,16 +119,20 @@ def gae(results: Results) -> str:
 
 def returns(results: Results) -> str:
     result = need(results, "returns")
+    said = any("n" in case for case in result["results"])  # results before n = 3 was measured do not say it
     parts = []
     for estimator in ("discounted_returns", "n_step_returns", "lambda_returns"):
-        parts += [f"`{estimator}`, a next value for each environment:", estimator_table(result, estimator, "short")]
+        for n in sorted({case.get("n", 5) for case in result["results"] if case["estimator"] == estimator}):
+            steps = f", n = {n}" if estimator == "n_step_returns" and said else ""
+            parts += [f"`{estimator}`{steps}, a next value for each environment:"]
+            parts += [estimator_table(result, estimator, "short", n)]
     return "\n\n".join(
         [
             *parts,
             footnote(
                 result,
                 "numba jax rlax tianshou torch torchrl scipy",
-                also=" n = 5. SciPy's filter knows no episode's end.",
+                also=f"{'' if said else ' n = 5.'} SciPy's filter knows no episode's end.",
             ),
         ]
     )
@@ -148,6 +153,38 @@ def traces(results: Results) -> str:
             ),
         ]
     )
+
+
+def tokens(results: Results) -> str:
+    result = need(results, "tokens")
+    rows = []
+    for case in result["results"]:
+        contenders = case["contenders"]
+        cells = [
+            f"{contenders[name]['median_ns'] / 1e6:.2f} ({times(contenders[name]['over_fastac'])})"
+            if name in contenders
+            else (f"failed: {case['failed'][name]}" if name in case["failed"] else case["not_offered"].get(name, "-"))
+            for name in ("fastac_tensors", "trl", "verl")
+        ]
+        own, share = contenders["fastac"]["median_ns"] / 1e6, contenders["limit"]["over_fastac"]
+        title = f"{case['kind']}, {case['valid']:.0%} valid" + (", whitened" if case["whiten"] else "")
+        rows.append([title, f"{own:.2f}", f"{share:.2f}", *cells])
+    first = result["results"][0]
+    lead = f"GAE over {first['B']} masked sequences of {first['T']} tokens, float32, batch-major, milliseconds:"
+    header = ["mask", "fastac, NumPy `out=`", "of the limit", "fastac, tensors", "TRL's loop", "verl"]
+    note = footnote(
+        result,
+        "numba torch trl verl",
+        also=" In brackets the time over fastac's on arrays. TRL and verl: their own text, taken out of the installed"
+        " packages. The limit streams what GAE reads and writes; whitening goes over it twice more.",
+    )
+    return "\n\n".join([lead, table(header, rows), note])
+
+
+def ratio(results: Results) -> str:
+    from bench import ratio as suite
+
+    return suite.page(need(results, "ratio"))
 
 
 def overhead(results: Results) -> str:

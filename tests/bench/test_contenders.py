@@ -12,7 +12,7 @@ from bench.cases import ESTIMATORS, FORMS, GAMMA, LAMBDA, N_STEPS, expected, mak
 OPTIONS: dict[str, dict[str, Any]] = {
     "gae": {"gae_lambda": LAMBDA},
     "discounted_returns": {},
-    "n_step_returns": {"n": N_STEPS},
+    "n_step_returns": {"n": N_STEPS[-1]},
     "lambda_returns": {"td_lambda": LAMBDA},
     "vtrace": {},
     "retrace": {"trace_lambda": LAMBDA},
