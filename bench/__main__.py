@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from bench import one_core  # noqa: F401  (first: it sets thread counts that libraries read when imported)
 
@@ -32,6 +33,13 @@ def main() -> None:
     learning.add_argument("--library", choices=("fastac", "sb3"), required=True)
     learning.add_argument("--setting", choices=("cleanrl", "cleanrl-unclipped", "zoo"), required=True)
     learning.add_argument("--seeds", type=seed_list, default=seed_list("0-9"), help="a range such as 0-9")
+    ladder = commands.add_parser("ladder", help="what every algorithm learns, over seeds")
+    ladder.add_argument(
+        "--folder", type=Path, default=Path("runs/ladder"), help="where the runs go; finished ones stay"
+    )
+    ladder.add_argument("--seeds", type=seed_list, default=seed_list("0-4"), help="a range such as 0-4")
+    ladder.add_argument("--jobs", type=int, default=None, help="runs at a time; one a core if not given")
+    ladder.add_argument("--only", default=None, help="rows whose algorithm and environment hold this text")
     weighted = commands.add_parser("importance_weighted", help="too many gradient steps on a batch, and three remedies")
     weighted.add_argument("--draw", action="store_true", help="run nothing; draw what is recorded")
     commands.add_parser("conformance", help="which episode boundaries the peers get right")
@@ -70,6 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
         from bench import learning
 
         learning.main(arguments.library, arguments.setting, arguments.seeds)
+    elif arguments.command == "ladder":
+        from bench import ladder
+
+        return ladder.main(arguments.folder, tuple(arguments.seeds), arguments.jobs, arguments.only)
     elif arguments.command == "importance_weighted":
         from bench import importance_weighted
 

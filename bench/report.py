@@ -265,6 +265,35 @@ def learning(results: Results) -> str:
     return "\n\n".join([lead, table(header, rows), note])
 
 
+def ladder(results: Results) -> str:
+    result = need(results, "ladder")
+    rows = []
+    for entry in result["results"]:
+        means = [run["mean_return"] for run in entry["runs"]]
+        low, high = entry["interval"]
+        wanted = entry["wanted"]
+        rows.append(
+            [
+                f"{entry['name']} (`{entry['label']}`)",
+                entry["env_id"],
+                f"{entry['total_timesteps']:,}",
+                f"{entry['interquartile_mean']:.1f} [{low:.1f}, {high:.1f}]",
+                f"{sorted(means)[len(means) // 2]:.1f}",
+                f"{min(means):.1f}",
+                "-" if wanted is None else f"{wanted:g} ({entry['statistic']})",
+            ]
+        )
+    first = result["results"][0]
+    versions = first["versions"]
+    seeds = ", ".join(str(run["seed"]) for run in first["runs"])
+    header = ["", "", "steps", "interquartile mean [95 %]", "median", "worst seed", "wanted"]
+    note = (
+        f"<sub>Seeds {seeds}; {first['evaluation']}. Intervals: bootstrap over seeds. torch {versions['torch']}, "
+        f"Gymnasium {versions['gymnasium']}; `python -m bench ladder`.</sub>"
+    )
+    return "\n\n".join([table(header, rows), note])
+
+
 REPLAY_PEERS = ("cpprb", "rlox", "sb3", "tianshou", "torchrl", "flashbax")
 REPLAY_KINDS = {
     "plain": "",
@@ -350,6 +379,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "returns": returns,
     "traces": traces,
     "replay": replay,
+    "ladder": ladder,
     "overhead": overhead,
     "training": training,
     "learning": learning,
