@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -13,15 +14,19 @@ from numpy.typing import DTypeLike, NDArray
 from fastac._arrays import is_tensor, positive_integer, unit_interval
 from fastac.buffers import fields
 from fastac.buffers.fields import Field, Layout
+from fastac.buffers.saving import ArchiveError, read_archive, write_archive
 from fastac.buffers.storage import Storage
 from fastac_kernels import objects, ring
 from fastac_kernels.objects import READABLE
-from fastac_kernels.ring import INSERTED, grow_side, insert
+from fastac_kernels.ring import INSERTED, grow_side, insert, recover
 from fastac_kernels.sampling import EMPTY, FINE, draw_distinct, gather, sample
 
 _ndarray, _empty, _new = np.ndarray, np.empty, tuple.__new__
 _FLOAT32, _INT64, _BOOL = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.bool_)
 _SIDE_ENTRIES = 64
+# So many independent rows can be written before a row would be overwritten that the last commit counts. Larger batches
+# are committed in parts.
+_SPARE_ROWS = 256
 
 
 class Transitions(NamedTuple):
@@ -116,7 +121,7 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
         self._build(layout, capacity, num_envs, n_step, gamma, seed, storage)
 
     @classmethod
-    def from_example(cls, capacity: int, example: Mapping[str, Any], **options: Any) -> ReplayBuffer:
+    def from_example(cls, capacity: int, example: Mapping[str, Any], **options: Any) -> Self:
         """A buffer for transitions like the example.
 
         Args:
@@ -179,29 +184,198 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
         self.n_step = positive_integer("n_step", n_step)
         self.gamma = unit_interval("gamma", gamma)
         self._layout = layout
-        slots = rows + envs * (layout.frame_stack + 1) if layout.chained else rows
-        arrays: dict[str, tuple[tuple[int, ...], DTypeLike]] = {"rows": ((slots, layout.row), np.uint8)}
-        if layout.chained:
-            side = max(_SIDE_ENTRIES, 1 << (4 * envs * layout.frame_stack).bit_length())
-            arrays["side"] = ((side, layout.observation_bytes), np.uint8)
-            arrays["marks"] = ((slots // envs,), np.int64)
         counters = dict.fromkeys(ring.COUNTERS, 0) | {"seed": int(seed)}
         if layout.chained:
-            counters["side_size"] = side
-        self._storage = Storage.create(storage, arrays, counters=counters, metadata=self._metadata())
-        self._connect(slots, envs)
+            counters["side_size"] = max(_SIDE_ENTRIES, 1 << (4 * envs * layout.frame_stack).bit_length())
+        self._create(counters, storage)
 
-    def _metadata(self) -> dict[str, Any]:
+    def _create(self, counters: dict[str, int], folder: str | os.PathLike[str] | None) -> None:
+        """Makes the arrays of an empty ring."""
+        layout, envs = self._layout, self.num_envs or 1
+        spare = envs * (layout.frame_stack + 1) if layout.chained else _SPARE_ROWS
+        slots = self.capacity + spare
+        arrays: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
+            "state": ((64,), np.int64),
+            "rows": ((slots, layout.row), np.uint8),
+        }
+        if layout.chained:
+            arrays["side"] = ((counters["side_size"], layout.observation_bytes), np.uint8)
+            arrays["marks"] = ((slots // envs,), np.int64)
+        arrays |= self._more_arrays()
+        self._storage = Storage.create(folder, arrays, counters=counters, metadata=self._saved_metadata())
+        self._connect()
+
+    def _more_arrays(self) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
+        """For subclasses: further arrays of the storage."""
+        return {}
+
+    def _saved_metadata(self) -> dict[str, Any]:
+        """What a file says about the buffer, for JSON."""
         return {
-            "layout": self._layout.state(), "capacity": self.capacity, "num_envs": self.num_envs,
-            "n_step": self.n_step, "gamma": self.gamma,
+            "kind": type(self).__name__, "layout": self._layout.state(), "capacity": self.capacity,
+            "num_envs": self.num_envs, "n_step": self.n_step, "gamma": self.gamma,
         }  # fmt: skip
 
-    def _connect(self, slots: int, envs: int) -> None:
+    def _saved_arrays(self) -> dict[str, NDArray[Any]]:
+        """The filled part of every array."""
+        arrays, envs = self._storage.arrays, self.num_envs or 1
+        counters = self._counters()
+        slots = len(arrays["rows"])
+        found = {"rows": arrays["rows"][: min(counters["added"] + (envs if self._layout.chained else 0), slots)]}
+        if self._layout.chained:
+            found["side"] = arrays["side"][: min(counters["side_head"], counters["side_size"])]
+            found["marks"] = arrays["marks"][: counters["added"] // envs]
+        return found
+
+    def _restore(self, metadata: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+        """For subclasses: takes in what they have saved; no arrays where storage was opened."""
+
+    def _counters(self) -> dict[str, int]:
+        return dict(zip(ring.COUNTERS, self._state[: len(ring.COUNTERS)].tolist(), strict=True))
+
+    @classmethod
+    def _empty_like(
+        cls, metadata: Mapping[str, Any], counters: dict[str, int] | None, folder: str | os.PathLike[str] | None
+    ) -> Self:
+        """An empty buffer like a saved one; without arrays where `counters` are None."""
+        if metadata["kind"] != cls.__name__:
+            raise ArchiveError(f"this is a {metadata['kind']}, not a {cls.__name__}: open it as what it is")
+        buffer = cls.__new__(cls)
+        buffer._layout = Layout.from_state(metadata["layout"])
+        buffer.capacity, buffer.num_envs = metadata["capacity"], metadata["num_envs"]
+        buffer.n_step, buffer.gamma = metadata["n_step"], metadata["gamma"]
+        if counters is not None:
+            buffer._create(counters, folder)
+        return buffer
+
+    def _take(self, counters: Mapping[str, int]) -> None:
+        """Counts the rows that are in the arrays now."""
+        self._state[: len(ring.COUNTERS)] = [counters[name] for name in ring.COUNTERS]
+        if self._mapped:
+            self._storage.commit(self._counters())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes everything to one file, bit for bit, streamed; an older file stays until the new one is whole.
+
+        Args:
+            path: The file; its folder must exist.
+
+        Raises:
+            ArchiveError: The file cannot be written.
+        """
+        with self._lock:
+            metadata = self._saved_metadata() | {"counters": self._counters()}
+            write_archive(path, self._saved_arrays(), metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], storage: str | os.PathLike[str] | None = None) -> Self:
+        """A buffer that goes on as the one that was saved would have.
+
+        Args:
+            path: What `save` has written.
+            storage: As in the constructor.
+
+        Returns:
+            The buffer.
+
+        Raises:
+            ArchiveError: The file is missing, damaged, cut short, of a newer version or of another kind.
+        """
+        made: list[Self] = []
+
+        def allocate(metadata: dict[str, Any], fields: Any) -> dict[str, NDArray[Any]]:
+            if "counters" not in metadata:
+                raise ArchiveError(f"{path} holds no replay buffer")
+            buffer = cls._empty_like(metadata, metadata["counters"], storage)
+            made.append(buffer)
+            return buffer._room_for(fields)
+
+        metadata, arrays = read_archive(path, allocate)
+        made[0]._finish(metadata, arrays)
+        return made[0]
+
+    def _room_for(self, fields: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> dict[str, NDArray[Any]]:
+        """Where saved arrays go: into the storage, or, those of a subclass, into new memory."""
+        known = self._storage.arrays
+        return {
+            name: known[name][: shape[0]] if name in known else np.empty(shape, dtype)
+            for name, (shape, dtype) in fields.items()
+        }
+
+    def _finish(self, metadata: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._take(metadata["counters"])
+        self._restore(metadata, {name: x for name, x in arrays.items() if name not in self._storage.arrays})
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Self:
+        """Opens memory-mapped storage again, as of the last completed `add`, however the process ended that made it.
+
+        Against a power cut, `flush` helps, or a copy by `save`.
+
+        Args:
+            folder: What the constructor was given as `storage`.
+
+        Returns:
+            The buffer.
+
+        Raises:
+            StorageError: There is none, it is damaged, open elsewhere, or a newer version made it.
+        """
+        storage = Storage.open(folder)
+        try:
+            buffer = cls._empty_like(storage.metadata, None, None)
+        except BaseException:
+            storage.close()
+            raise
+        buffer._storage = storage
+        drawn = int(storage.arrays["state"][ring.COUNTER])
+        buffer._connect()
+        buffer._state[ring.COUNTER] = max(drawn, storage.counters["counter"])
+        recover(buffer._at)
+        buffer._restore(storage.metadata, {})
+        return buffer
+
+    @property
+    def storage_folder(self) -> Path | None:
+        """Where the memory-mapped files are; None in memory."""
+        return self._storage.folder
+
+    def flush(self) -> None:
+        """Has memory-mapped files on the disk when it returns: they would then survive a power cut."""
+        with self._lock:
+            self._storage.flush()
+
+    def close(self) -> None:
+        """Lets others open memory-mapped files; the buffer is not to be used any more."""
+        with self._lock:
+            self._storage.close()
+
+    def state_dict(self) -> dict[str, int]:
+        """The generator's state: its seed and how many words were drawn."""
+        return {"seed": int(self._state[ring.SEED]), "counter": int(self._state[ring.COUNTER])}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Sets the generator to what `state_dict` returned."""
+        with self._lock:
+            self._state[ring.SEED], self._state[ring.COUNTER] = int(state["seed"]), int(state["counter"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle and deepcopy; `save` needs no second copy in memory."""
+        if self._mapped:
+            raise TypeError(
+                f"{type(self).__name__}: memory-mapped storage cannot be pickled or copied; use save and load"
+            )
+        with self._lock:
+            metadata = self._saved_metadata() | {"counters": self._counters()}
+            return _rebuilt, (type(self), metadata, {name: x.copy() for name, x in self._saved_arrays().items()})
+
+    def _connect(self) -> None:
         """Tells the kernels where everything is."""
-        layout, arrays = self._layout, self._storage.arrays
+        layout, arrays, envs = self._layout, self._storage.arrays, self.num_envs or 1
         self._lock = threading.Lock()
-        self._state = state = np.zeros(ring.STATE_SIZE, np.int64)
+        self._mapped = self._storage.folder is not None
+        # The state lies in the storage, so that mapped files know how much was drawn since the last add.
+        self._state = state = arrays["state"]
         state[: len(ring.COUNTERS)] = [self._storage.counters[name] for name in ring.COUNTERS]
         self._input_fields = [*layout.observation_fields, *layout.row_fields, *layout.observation_fields]
         described = [objects.describe(objects.FIELD, f.dtype, f.shape) for f in self._input_fields]
@@ -225,7 +399,7 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
         for word, array in self._tables.items():
             state[word] = array.ctypes.data
         for word, value in {
-            ring.CAPACITY: self.capacity, ring.SLOTS: slots, ring.ENVS: envs, ring.ROW: layout.row,
+            ring.CAPACITY: self.capacity, ring.SLOTS: len(arrays["rows"]), ring.ENVS: envs, ring.ROW: layout.row,
             ring.OBSERVATION: layout.observation_bytes, ring.REWARD_AT: layout.reward, ring.SIDE_AT: layout.following,
             ring.CHAINED: layout.chained, ring.STACK: layout.frame_stack, ring.N_STEP: self.n_step,
             ring.OBSERVATION_LEAVES: len(layout.observation_fields), ring.ROW_LEAVES: len(layout.row_fields),
@@ -233,6 +407,8 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
         }.items():  # fmt: skip
             state[word] = value
         self._at = state.ctypes.data
+        # Independent rows into memory-mapped files are committed in parts.
+        self._plain = READABLE and not (self._mapped and self.num_envs is None)
         self._shapes: tuple[int, list[Any]] = (-1, [])
         self._out: tuple[Any, tuple[Any, ...]] = (None, ())
         self._simple = not isinstance(layout.observations, dict) and not layout.extra
@@ -293,8 +469,10 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
                 *self._observation_items("next_observations", next_observations), rewards, terminated, truncated, mask,
             )  # fmt: skip
         with self._lock:
-            if not READABLE or insert(self._at, id(items)) != INSERTED:
+            if not self._plain or insert(self._at, id(items)) != INSERTED:
                 self._insert_converted(items)
+            elif self._mapped:
+                self._storage.commit(self._counters())
 
     def _observation_items(self, name: str, observations: Any) -> tuple[Any, ...]:
         known = self._layout.observations
@@ -328,10 +506,15 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
             for name, x in zip(("terminated", "truncated"), items[known + 1 :], strict=False)
         ]
         clean.append(None if items[-1] is None else fields.flags("mask", items[-1], rows))
-        self._fill_table(ring.TABLE, clean, rows or 0)
-        while (code := insert(self._at, 0)) == ring.FULL_SIDE:
-            self._grow_side()
-        assert code == INSERTED
+        step = _SPARE_ROWS if self._mapped and self.num_envs is None else max(rows or 0, 1)
+        for start in range(0, rows or 0, step):
+            part = [None if x is None else x[start : start + step] for x in clean]
+            self._fill_table(ring.TABLE, part, min(step, rows or 0, (rows or 0) - start))
+            while (code := insert(self._at, 0)) == ring.FULL_SIDE:
+                self._grow_side()
+            assert code == INSERTED
+            if self._mapped:
+                self._storage.commit(self._counters())
 
     def _fill_table(self, word: int, arrays: list[Any], rows: int) -> None:
         """What `objects.read` does, asking numpy; the caller keeps the arrays."""
@@ -344,6 +527,8 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
         self._tables[ring.SIDE] = side = self._storage.grow("side", size)
         self._state[ring.SIDE] = side.ctypes.data
         grow_side(self._at, size)
+        if self._mapped:
+            self._storage.commit(self._counters())
 
     def sample(
         self, batch_size: int, *, replace: bool = True, device: Any = None, out: Transitions | None = None
@@ -523,3 +708,13 @@ _RESULT_FIELDS = (
     Field("rewards", (), _FLOAT32), Field("terminated", (), _BOOL), Field("truncated", (), _BOOL),
     Field("discounts", (), _FLOAT32), Field("indices", (), _INT64),
 )  # fmt: skip
+
+
+def _rebuilt(kind: type[ReplayBuffer], metadata: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ReplayBuffer:
+    """The inverse of `ReplayBuffer.__reduce__`."""
+    buffer = kind._empty_like(metadata, metadata["counters"], None)
+    for name, room in buffer._room_for({name: (x.shape, x.dtype) for name, x in arrays.items()}).items():
+        if name in buffer._storage.arrays:
+            room[...] = arrays[name]
+    buffer._finish(metadata, arrays)
+    return buffer
