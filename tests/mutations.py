@@ -156,8 +156,8 @@ MUTATIONS = [
     Mutation(
         "too-far-not-undone",
         "fastac/algorithms/importance_weighted.py",
-        "parameter.detach().copy_(value)",
-        "value.copy_(parameter.detach())",
+        "            parameter.copy_(start)\n",
+        "            start.copy_(parameter)\n",
         quick("importance_weighted"),
     ),
     Mutation(

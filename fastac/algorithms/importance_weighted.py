@@ -20,8 +20,8 @@ One iteration:
    none:     nothing.
    penalty:  beta KL(new || old) is added to L; after a batch beta is halved where KL < delta / 1.5, and doubled where
              KL > 1.5 delta (Schulman et al. 2017, section 4).
-   stop:     the first step that ends beyond KL(new || old) = delta is undone, and the actor left alone until the next
-             batch; the critic takes its K steps.
+   stop:     the first step that ends beyond KL(new || old) = delta is halved until it does not (and undone after ten
+             halvings), and the actor is left alone until the next batch; the critic takes its K steps.
 
 The direction is that of the performance bounds, the new policy first. Schulman et al. 2017 write KL(old || new); so do
 `trpo` and PPO's diagnostics. The clipped ratio, the other remedy, is `ppo`.
@@ -55,7 +55,7 @@ class Config:
     """Of everything random: environments, weights, actions."""
     total_timesteps: int = 100_000
     """Environment steps, over all environments together; training ends with the rollout that reaches them."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Adam's step size (Kingma and Ba 2015)."""
     num_envs: int = 8
     """N, environments side by side."""
@@ -74,8 +74,8 @@ class Config:
     update_epochs: int = 20
     """K, gradient steps on a batch."""
     constraint: Literal["none", "penalty", "stop"] = "penalty"
-    """What bounds KL(new || old) of a batch: nothing, a penalty with adaptive weight, or undoing the step too far."""
-    target_kl: float = 0.01
+    """What bounds KL(new || old) of a batch: nothing, a penalty with adaptive weight, or stopping there."""
+    target_kl: float = 0.02
     """delta, in nats: what KL(new || old) is led to (penalty) or may not exceed (stop)."""
     kl_coef: float = 1.0
     """beta of the first batch, per nat (penalty)."""
@@ -265,10 +265,33 @@ class ImportanceWeighted:
         )
         return kl, masked_mean(weights, rows.mask).square() / masked_mean(weights.square(), rows.mask)
 
+    def near(self) -> bool:
+        """Whether KL(new || old) is within delta; NaN is not."""
+        return bool(self.distance()[0].item() <= self.config.target_kl)
+
+    @torch.no_grad()
+    def shorten(self, before: list[Tensor]) -> float:
+        """Halves the actor's last step until KL(new || old) is within delta; returns what is left of the step.
+
+        After ten halvings it is undone, bit for bit. Adam's moments keep its gradient, which was right: its length was
+        wrong.
+        """
+        steps = [parameter - start for parameter, start in zip(self.actor_parameters, before, strict=True)]
+        for halvings in range(1, 11):
+            fraction = 0.5**halvings
+            for parameter, start, step in zip(self.actor_parameters, before, steps, strict=True):
+                parameter.copy_(start + fraction * step)
+            if self.near():
+                return fraction
+        for parameter, start in zip(self.actor_parameters, before, strict=True):
+            parameter.copy_(start)
+        return 0.0
+
     def update(self, remaining: float) -> dict[str, float]:
         """Takes K gradient steps; returns the metrics.
 
-        Nothing is read from the device before the end (with `constraint="stop"`, one number a step of the actor).
+        Nothing is read from the device before the end (with `constraint="stop"`, one number for each length that a step
+        of the actor is tried with).
 
         Args:
             remaining: What is left of the training, 1 at its start, 0 at its end.
@@ -280,7 +303,7 @@ class ImportanceWeighted:
         policy_records: list[Tensor] = []
         value_losses: list[Tensor] = []
         stopping = config.constraint == "stop"
-        kept, moving = 0, True
+        policy_steps, moving = 0.0, True
         for _ in range(config.update_epochs):
             squared_error = (self.critic(observations).view_as(rows.values) - self.returns).square()
             v_loss = 0.5 * masked_mean(squared_error, rows.mask)
@@ -296,19 +319,17 @@ class ImportanceWeighted:
             total.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm, foreach=True)
             self.optimizer.step()
-            kept += moving
-            if moving and stopping and not float(self.distance()[0]) <= config.target_kl:
-                # Adam's moments keep the gradient, which was right: the length was wrong.
-                for parameter, value in zip(self.actor_parameters, before, strict=True):
-                    parameter.detach().copy_(value)
-                kept, moving = kept - 1, False
+            policy_steps += moving
+            if moving and stopping and not self.near():
+                moving = False
+                policy_steps += self.shorten(before) - 1.0
 
         returns, values = self.buffer.valid(self.returns.flatten(), rows.values.flatten())
         explained = 1.0 - (returns - values).var() / returns.var()
         last = torch.stack([torch.stack(value_losses).mean(), explained, *self.distance()])
         numbers = torch.cat([torch.stack(policy_records).mean(0), last]).tolist()
         metrics = dict(zip(METRICS, numbers, strict=True))
-        metrics |= {"losses/policy_steps": float(kept), "losses/kl_coef": self.kl_coef}
+        metrics |= {"losses/policy_steps": policy_steps, "losses/kl_coef": self.kl_coef}
         if config.constraint == "penalty":
             self.kl_coef = adapted(self.kl_coef, metrics["losses/kl"], config.target_kl)
         return {**metrics, "charts/learning_rate": learning_rate}

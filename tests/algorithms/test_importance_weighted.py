@@ -163,7 +163,7 @@ def test_at_the_old_parameters_the_gradient_is_the_policy_gradients(env_id):
 @pytest.mark.parametrize("constraint", ["none", "penalty", "stop"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_updates_agree_with_the_float64_reference(env_id, constraint, kind):
-    """The parameters after 1 and 100 steps of Adam; with `stop`, of those up to the one that is undone."""
+    """The parameters after 1 and 100 steps of Adam; with `stop`, up to the one that is halved."""
     for epochs in (1, 100):
         config = small(
             env_id,
@@ -205,12 +205,12 @@ def test_updates_agree_with_the_float64_reference(env_id, constraint, kind):
             before = [x.copy() for x in flat(actor, log_std)]
             adam.step(both[0], flat(*found), config.learning_rate)
             kept += 1
-            if constraint == "stop":
-                kl = reference.mean_kl(actor, log_std, old, observations, batch[-1])
-                if kl > config.target_kl:
-                    moving, kept = False, kept - 1
-                    for x, value in zip(flat(actor, log_std), before, strict=True):
-                        x[...] = value
+            after, fraction = [x.copy() for x in flat(actor, log_std)], 1.0
+            while constraint == "stop" and reference.mean_kl(actor, log_std, old, observations, batch[-1]) > 0.005:
+                moving, fraction = False, fraction / 2
+                for x, start, end in zip(flat(actor, log_std), before, after, strict=True):
+                    x[...] = start + fraction * (end - start)
+            kept += fraction - 1
         metrics = agent.update(1.0)
         assert metrics["losses/policy_steps"] == kept
         if constraint == "stop" and epochs == 100:
@@ -240,12 +240,25 @@ def test_stop_keeps_kl_below_its_bound_where_steps_alone_do_not(kind):
             far[constraint] = max(far.get(constraint, 0.0), kl)
             if constraint == "stop":
                 assert metrics["losses/policy_steps"] < 50
-    assert far["stop"] <= 0.01 < 0.1 < far["none"]
+    assert far["stop"] <= 0.02 < 0.1 < far["none"]
 
 
-def test_what_went_too_far_is_undone_bit_for_bit():
+def test_the_step_that_went_too_far_is_halved_until_it_does_not():
+    agent = rolled_out(small(constraint="stop", update_epochs=1, learning_rate=0.1, target_kl=1e-3))
+    before = [parameter.detach().clone() for parameter in agent.actor_parameters]
+    metrics = agent.update(1.0)
+    halvings = -np.log2(metrics["losses/policy_steps"])
+    assert halvings == round(halvings) > 0
+    assert 1e-4 < metrics["losses/kl"] <= 1e-3
+    with torch.no_grad():
+        for parameter, start in zip(agent.actor_parameters, before, strict=True):
+            parameter.copy_(start + 2 * (parameter - start))
+    assert agent.distance()[0] > 1e-3
+
+
+def test_what_remains_too_far_is_undone_bit_for_bit():
     """Row A8, of this algorithm: and the actor does not drift on with Adam's momentum, while the critic goes on."""
-    agent = rolled_out(small(constraint="stop", update_epochs=7, learning_rate=0.5))
+    agent = rolled_out(small(constraint="stop", update_epochs=7, learning_rate=1e4))
     actor, critic = bytes_of(agent.actor), bytes_of(agent.critic)
     metrics = agent.update(1.0)
     assert metrics["losses/policy_steps"] == 0
@@ -321,7 +334,7 @@ def test_the_learning_rate_falls_linearly():
         small(total_timesteps=256, update_epochs=1, anneal_lr=True),
         lambda progress: rates.append(progress.metrics["charts/learning_rate"]),
     )
-    np.testing.assert_allclose(rates, 1e-3 * np.array([1, 0.75, 0.5, 0.25]))
+    np.testing.assert_allclose(rates, 3e-3 * np.array([1, 0.75, 0.5, 0.25]))
 
 
 def test_the_adapted_weight_and_the_masked_mean():
@@ -441,4 +454,4 @@ def test_options_that_cannot_be_are_named(option, message):
 def test_cartpole_improves():
     result = iw.train(dataclasses.replace(iw.Config(), total_timesteps=20_000))
     assert result.finished
-    assert result.episode_return > 60
+    assert result.episode_return > 100
