@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from fastac._arrays import is_tensor, positive_integer
 from fastac.buffers import fields
@@ -15,11 +15,15 @@ from fastac.buffers.replay import ReplayBuffer, Transitions
 from fastac.buffers.sum_tree import SumTree
 from fastac_kernels import priorities as kernels
 from fastac_kernels.objects import READABLE
-from fastac_kernels.priorities import sample_prioritized, set_largest, set_new, update
+from fastac_kernels.priorities import sample_prioritized, set_exponents, set_new, update
 from fastac_kernels.sampling import EMPTY
 
 _ndarray, _empty, _new = np.ndarray, np.empty, tuple.__new__
 _INT64, _FLOAT32, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float32), np.dtype(np.float64)
+
+_FLOATS = frozenset([_FLOAT32, _FLOAT64])
+_ADDRESSES = [kernels.TREE, kernels.SERIALS, kernels.LEAVES]
+_SCRATCH = 256
 
 
 class PrioritizedReplayBuffer(ReplayBuffer):
@@ -45,10 +49,6 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         alpha: How much priorities count, at least 0; with 0 all transitions are alike.
         beta: How much of the bias the weights correct where `sample` is not told, at least 0; 1 is all of it.
         options: As in `ReplayBuffer`.
-
-    Attributes:
-        alpha: As given.
-        beta: As given; it may be set.
 
     Raises:
         ValueError: As in `ReplayBuffer`, and where alpha or beta is negative or not finite.
@@ -81,12 +81,12 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     ):
         not_negative("alpha", alpha), not_negative("beta", beta)
         super().__init__(capacity, observation_space, action_space, **options)
-        self._prioritize(alpha, beta)
+        set_exponents(self._priorities, float(alpha), float(beta))
 
     @classmethod
     def from_example(
         cls, capacity: int, example: Mapping[str, Any], *, alpha: float = 0.6, beta: float = 0.4, **options: Any
-    ) -> PrioritizedReplayBuffer:
+    ) -> Self:
         """A buffer for transitions like the example.
 
         Args:
@@ -101,28 +101,54 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         """
         not_negative("alpha", alpha), not_negative("beta", beta)
         buffer = super().from_example(capacity, example, **options)
-        assert isinstance(buffer, PrioritizedReplayBuffer)
-        buffer._prioritize(alpha, beta)
+        set_exponents(buffer._priorities, float(alpha), float(beta))
         return buffer
 
-    def _prioritize(self, alpha: float, beta: float) -> None:
-        self.alpha, self.beta = float(alpha), float(beta)
-        self._tree = SumTree(self.capacity)
-        self._words = np.zeros(kernels.STATE_SIZE, np.int64)
-        self._words[kernels.TREE] = self._tree.address
-        self._reals = self._words.view(np.float64)
-        self._reals[kernels.ALPHA] = self.alpha
+    def _more_arrays(self) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
+        return {
+            "leaves": ((SumTree.leaf_memory(self.capacity),), np.float64),
+            "priorities": ((kernels.STATE_SIZE,), np.int64),
+        }
+
+    def _connect(self) -> None:
+        super()._connect()
+        arrays = self._storage.arrays
+        self._words, self._reals = arrays["priorities"], arrays["priorities"].view(np.float64)
         self._priorities = self._words.ctypes.data
+        self._tree = SumTree(self.capacity, arrays["leaves"])
         self._weights: tuple[Any, NDArray[np.float32]] = None, _empty(0, _FLOAT32)
-        self._scratch: tuple[NDArray[np.int64], NDArray[np.float64]]
-        self._grow_scratch(256)
-        set_largest(self._priorities, 1.0)
+        self._grow_scratch(_SCRATCH)
 
     def _grow_scratch(self, size: int) -> None:
         """Room for what kernels keep of a batch."""
         self._scratch_size = size
         self._scratch = np.empty(size, np.int64), np.empty(size, np.float64)
-        self._words[kernels.SERIALS], self._words[kernels.LEAVES] = (x.ctypes.data for x in self._scratch)
+        self._words[_ADDRESSES] = [self._tree.address, *(x.ctypes.data for x in self._scratch)]
+
+    def _saved_arrays(self) -> dict[str, NDArray[Any]]:
+        set_new(self._priorities, self._at)
+        words = self._words.copy()
+        words[_ADDRESSES] = 0
+        leaves = self._tree.leaves[: min(self.added, self.capacity)]
+        return super()._saved_arrays() | {"leaves": leaves, "priorities": words}
+
+    def _restore(self, metadata: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+        self._grow_scratch(_SCRATCH)
+        self._tree.recompute()
+
+    @property
+    def alpha(self) -> float:
+        """How much priorities count."""
+        return float(self._reals[kernels.ALPHA])
+
+    @property
+    def beta(self) -> float:
+        """How much of the bias the weights correct where `sample` is not told; it may be set."""
+        return float(self._reals[kernels.BETA])
+
+    @beta.setter
+    def beta(self, beta: float) -> None:
+        self._reals[kernels.BETA] = not_negative("beta", beta)
 
     @property
     def max_priority(self) -> float:
@@ -257,9 +283,6 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             raise ValueError(f"priorities: got {values[i]} for index {which[i]}, expected finite numbers above 0")
         if code == kernels.FILLER:
             raise ValueError(f"indices: got {which[i]}, which is a filler (mask False): it has no priority")
-
-
-_FLOATS = frozenset([_FLOAT32, _FLOAT64])
 
 
 def not_negative(name: str, value: Any) -> float:

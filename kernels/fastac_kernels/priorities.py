@@ -25,8 +25,9 @@ from fastac_kernels.ring import get, put
 from fastac_kernels.sampling import EMPTY, FINE, gather
 from fastac_kernels.sum_tree import NODE, SHIFT, draw, leaves_of, recompute_range_at, recompute_touched, total_of, touch
 
-# The words of the priorities' state. Of them, these are float64: ALPHA, LARGEST (priority so far) and its leaf.
-TREE, SERIALS, LEAVES, KNOWN, STALE, ALPHA, LARGEST, NEW_LEAF, STATE_SIZE = range(9)
+# The words of the priorities' state: addresses, counters, and from ALPHA on float64, LARGEST being the largest priority
+# so far and NEW_LEAF its leaf.
+TREE, SERIALS, LEAVES, KNOWN, STALE, ALPHA, BETA, LARGEST, NEW_LEAF, STATE_SIZE = range(10)
 SMALLEST_LEAF, LARGEST_LEAF = 2.0**-LIMIT, 2.0**LIMIT
 # What is wrong with an update, beside FINE: its first ...
 BAD_INDEX, BAD_PRIORITY, FILLER = -3, -4, -5
@@ -133,10 +134,12 @@ def update(priorities: int, state: int, indices: NDArray[np.int64], values: NDAr
 
 
 @kernel
-def set_largest(priorities: int, largest: float) -> None:
-    """Sets the largest priority, and its leaf to the bits that an update with it would write."""
-    store(priorities + 8 * LARGEST, largest)
-    store(priorities + 8 * NEW_LEAF, _leaf(largest, _real(priorities, ALPHA)))
+def set_exponents(priorities: int, alpha: float, beta: float) -> None:
+    """Sets both exponents, of priorities of which none has been used yet: the largest is 1."""
+    store(priorities + 8 * ALPHA, alpha)
+    store(priorities + 8 * BETA, beta)
+    store(priorities + 8 * LARGEST, 1.0)
+    store(priorities + 8 * NEW_LEAF, _leaf(1.0, alpha))
 
 
 @inline

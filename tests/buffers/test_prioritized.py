@@ -1,7 +1,11 @@
 """Prioritized replay against a plain list of priorities: rows B7 to B10 of the pitfalls, weights, draws, content."""
 
+import copy
 import math
+import pickle
+import shutil
 import threading
+from pathlib import Path
 from typing import Any
 
 import naive_sum_tree
@@ -13,6 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fastac.buffers.prioritized import PrioritizedReplayBuffer
+from fastac.buffers.replay import ReplayBuffer
 
 EXAMPLE = {"observations": np.zeros(1, np.float32), "actions": np.int64(0)}
 
@@ -404,3 +409,77 @@ def test_the_same_where_objects_cannot_be_read(monkeypatch: pytest.MonkeyPatch) 
         np.testing.assert_array_equal(x, y)
     add(other, 1)
     assert other.added == 41
+
+
+def used(capacity: int = 40, rows: int = 70, **options: Any) -> PrioritizedReplayBuffer:
+    """With fillers, wrapped, updated, some of it too late."""
+    rng = np.random.default_rng(0)
+    buffer = make(capacity, alpha=0.7, seed=4, **options)
+    add(buffer, 20, np.arange(20) % 5 != 1)
+    indices = buffer.sample(16).indices
+    add(buffer, rows - 20)
+    buffer.update_priorities(indices, rng.exponential(size=16) + 0.1)
+    batch = buffer.sample(32)
+    buffer.update_priorities(batch.indices, rng.exponential(size=32) + 0.1)
+    buffer.beta = 0.55
+    add(buffer, 3)
+    return buffer
+
+
+def assert_same_future(first: PrioritizedReplayBuffer, second: PrioritizedReplayBuffer) -> None:
+    """Both go on alike, bit for bit."""
+    for name in ("alpha", "beta", "added", "max_priority", "stale_updates", "total_priority"):
+        assert getattr(first, name) == getattr(second, name), name
+    for _ in range(3):
+        batches = first.sample(24), second.sample(24)
+        for x, y in zip(*(batch[:-1] for batch in batches), strict=True):
+            assert x.tobytes() == y.tobytes()
+        for buffer, batch in zip((first, second), batches, strict=True):
+            buffer.update_priorities(batch.indices, batch.indices % 7 + 0.3)
+            add(buffer, 11)
+        assert leaves(first).tobytes() == leaves(second).tobytes()
+
+
+@pytest.mark.parametrize("rows", [25, 70])
+def test_save_and_load_bit_for_bit(tmp_path: Path, rows: int) -> None:
+    """Rows added since the tree was last used, too, and the file depends on nothing but the buffer."""
+    buffer, other = used(rows=rows), used(rows=rows)
+    buffer.save(tmp_path / "one")
+    other.save(tmp_path / "two")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    loaded = PrioritizedReplayBuffer.load(tmp_path / "one")
+    assert loaded.stale_updates == buffer.stale_updates
+    assert_same_future(buffer, loaded)
+    mapped = PrioritizedReplayBuffer.load(tmp_path / "two", storage=tmp_path / "storage")
+    assert_same_future(other, mapped)
+    mapped.close()
+
+
+def test_copies_go_on_alike() -> None:
+    for duplicate in (copy.deepcopy, lambda buffer: pickle.loads(pickle.dumps(buffer))):
+        buffer = used()
+        assert_same_future(buffer, duplicate(buffer))
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    used().save(tmp_path / "prioritized")
+    ReplayBuffer.from_example(4, EXAMPLE).save(tmp_path / "uniform")
+    with pytest.raises(ValueError, match="PrioritizedReplayBuffer"):
+        ReplayBuffer.load(tmp_path / "prioritized")
+    with pytest.raises(ValueError, match="ReplayBuffer"):
+        PrioritizedReplayBuffer.load(tmp_path / "uniform")
+
+
+def test_mapped_storage_keeps_priorities_when_the_process_dies(tmp_path: Path) -> None:
+    """A copy of the files as they are is what a killed process leaves."""
+    buffer = used(storage=tmp_path / "first")
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    again = PrioritizedReplayBuffer.open(tmp_path / "second")
+    assert_same_future(buffer, again)
+    buffer.close()
+    again.close()
+    memory = used()
+    opened = PrioritizedReplayBuffer.open(tmp_path / "first")
+    for name in ("alpha", "beta"):
+        assert getattr(memory, name) == getattr(opened, name)
+    opened.close()
