@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -14,8 +16,10 @@ from fastac._arrays import is_tensor, positive_integer
 from fastac.buffers import fields
 from fastac.buffers.prioritized import PrioritizedReplayBuffer, not_negative
 from fastac.buffers.replay import ReplayBuffer, Transitions
+from fastac.buffers.saving import ArchiveError, read_archive, write_archive
 from fastac_kernels import ring
 from fastac_kernels import windows as kernels
+from fastac_kernels.priorities import KNOWN
 from fastac_kernels.windows import draw_prioritized, draw_starts, gather_windows, index_rows, not_a_start
 
 Windows = Literal["whole", "padded", "across"]
@@ -29,7 +33,9 @@ class Sequences(NamedTuple):
     observations: Any  # (L, B, *observation), or a dict of such: those the actions were chosen in
     actions: Any  # (L, B, *action)
     rewards: Any  # (L, B) float32
-    next_observations: Any  # (L, B, *observation): those the transitions led to, before any reset
+    next_observations: (
+        Any  # (L, B, *observation): those the transitions led to, before any reset; not where mask is False
+    )
     terminated: Any  # (L, B) bool
     truncated: Any  # (L, B) bool: a time limit cut the episode here, or the stream breaks off
     is_first: Any  # (L, B) bool: with this row an episode begins (or the stream, after a break or a filler)
@@ -171,6 +177,105 @@ class SequenceReplayBuffer:
         )
         return buffer
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes everything to one file, bit for bit, streamed: as `ReplayBuffer.save`."""
+        with self._lock:
+            replay = self._replay
+            rows = replay._saved_metadata() | {"counters": replay._counters()}
+            own = {"kind": type(self).__name__, "rows": rows["kind"], "options": self._options()}
+            write_archive(path, replay._saved_arrays(), rows | own)
+
+    def _options(self) -> dict[str, Any]:
+        return {"length": self.length, "windows": self.windows, "burn_in": self.burn_in}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], storage: str | os.PathLike[str] | None = None) -> SequenceReplayBuffer:
+        """A buffer that goes on as the one that was saved would have.
+
+        Args:
+            path: What `save` has written.
+            storage: As in the constructor.
+
+        Returns:
+            The buffer.
+
+        Raises:
+            ArchiveError: The file is missing, damaged, cut short, of a newer version or of another kind.
+        """
+        made: list[ReplayBuffer] = []
+
+        def allocate(metadata: dict[str, Any], fields: Any) -> dict[str, NDArray[Any]]:
+            if metadata.get("kind") != cls.__name__:
+                raise ArchiveError(
+                    f"{path} holds a {metadata.get('kind')}, not a {cls.__name__}: load it as what it is"
+                )
+            rows = metadata | {"kind": metadata["rows"]}
+            kind = _buffer_class(None if rows["kind"] == ReplayBuffer.__name__ else 0.0)
+            made.append(kind._empty_like(rows, rows["counters"], storage))
+            return made[0]._room_for(fields)
+
+        metadata, arrays = read_archive(path, allocate)
+        made[0]._finish(metadata, arrays)
+        return _joined(cls, made[0], metadata["options"])
+
+    @classmethod
+    def open(
+        cls, folder: str | os.PathLike[str], *,
+        length: int, windows: Windows = "whole", burn_in: int = 0, prioritized: bool = False,
+    ) -> SequenceReplayBuffer:  # fmt: skip
+        """Opens memory-mapped storage again: as `ReplayBuffer.open`.
+
+        Args:
+            folder: What the constructor was given as `storage`.
+            length: As in the constructor; it may be another one than before.
+            windows: As in the constructor; it may be others than before.
+            burn_in: As in the constructor; it may be another one than before.
+            prioritized: Whether the constructor was given an `alpha`. All windows begin with the largest priority.
+
+        Returns:
+            The buffer.
+
+        Raises:
+            StorageError: There is none, it is damaged, open elsewhere, or a newer version made it.
+            ValueError: An argument is out of range.
+        """
+        replay = _buffer_class(0.0 if prioritized else None).open(folder)
+        try:
+            buffer = _joined(cls, replay, {"length": length, "windows": windows, "burn_in": burn_in})
+        except BaseException:
+            replay.close()
+            raise
+        if isinstance(replay, PrioritizedReplayBuffer):
+            replay._tree.leaves[:] = 0.0
+            replay._tree.recompute()
+            buffer._begin()
+            index_rows(replay._at, buffer._at, buffer._priorities)
+        return buffer
+
+    def flush(self) -> None:
+        """As `ReplayBuffer.flush`."""
+        with self._lock:
+            self._replay.flush()
+
+    def close(self) -> None:
+        """As `ReplayBuffer.close`."""
+        with self._lock:
+            self._replay.close()
+
+    def state_dict(self) -> dict[str, int]:
+        """The generator's state, as `ReplayBuffer.state_dict`."""
+        return self._replay.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Sets the generator to what `state_dict` returned."""
+        with self._lock:
+            self._replay.load_state_dict(state)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle and deepcopy: the index is made anew from the rows."""
+        with self._lock:
+            return _joined, (type(self), copy.deepcopy(self._replay), self._options())
+
     def _configure(self, capacity: int, length: int, windows: Windows, burn_in: int, num_envs: int) -> None:
         self.num_envs = positive_integer("num_envs", num_envs)
         self.length = positive_integer("length", length)
@@ -192,10 +297,10 @@ class SequenceReplayBuffer:
         self._priorities = replay._priorities if isinstance(replay, PrioritizedReplayBuffer) else 0
         self.capacity = replay.capacity
         self._lock = threading.Lock()
+        self._outs: list[tuple[list[Any], _Arrays]] = []
         self._queue = np.empty(self.capacity, np.int64)
         self._runs = np.zeros(self.num_envs, np.int64)
         self._index = index = np.zeros(kernels.INDEX_SIZE, np.int64)
-        index[kernels.SEEN] = max(replay.added - replay.capacity, 0) // self.num_envs
         index[kernels.LENGTH] = self.length
         index[kernels.LEAST] = self.burn_in + 1 if self.windows == "padded" else self.length
         index[kernels.MODE] = _MODES[self.windows]
@@ -203,7 +308,17 @@ class SequenceReplayBuffer:
         index[kernels.QUEUE], index[kernels.QUEUE_SIZE] = self._queue.ctypes.data, self.capacity
         index[kernels.RUNS] = self._runs.ctypes.data
         self._at = index.ctypes.data
-        index_rows(replay._at, self._at, self._priorities)
+        self._begin()
+        index_rows(replay._at, self._at, 0)  # what is there has its priorities
+        if isinstance(replay, PrioritizedReplayBuffer):
+            replay._words[KNOWN] = replay.added
+
+    def _begin(self) -> None:
+        """An empty index, which is to begin with the oldest row."""
+        replay = self._replay
+        self._index[[kernels.HEAD, kernels.TAIL]] = 0
+        self._index[kernels.SEEN] = max(replay.added - replay.capacity, 0) // self.num_envs
+        self._runs[:] = 0
 
     @property
     def added(self) -> int:
@@ -402,10 +517,14 @@ class SequenceReplayBuffer:
         return Sequences._make([_mapped(torch.from_numpy, x) for x in batch]), arrays
 
     def _arrays_of(self, out: Sequences, size: int) -> _Arrays:
-        """The memory of a batch to fill."""
+        """The memory of a batch to fill; that of the last two is known."""
+        parts = [part for x in out for part in ([*x, *x.values()] if isinstance(x, dict) else [x])]
+        for known, arrays in self._outs:
+            if len(arrays.starts) == size and len(known) == len(parts) and all(map(operator.is_, known, parts)):
+                return arrays
         if not isinstance(out, Sequences):
             raise TypeError(f"out: got {type(out).__name__}, expected Sequences")
-        count, shape = self.length * size, (self.length, size)
+        count, shape, replay = self.length * size, (self.length, size), self._replay
 
         def flat(x: Any) -> Any:
             x = _array(x)
@@ -414,11 +533,20 @@ class SequenceReplayBuffer:
             return x.reshape(count, *x.shape[2:])
 
         rows = [_mapped(flat, getattr(out, name)) for name in _ROW_FIELDS]
-        items = self._replay._items_of(Transitions._make([*rows, None, None, None, _mapped(flat, out.extra)]), count)
+        scratch = np.empty(count, np.float32), np.empty(count, np.int64)
+        items = replay._items_of(Transitions._make([*rows, *scratch, None, _mapped(flat, out.extra)]), count)
+        with self._lock:  # it writes the table that a kernel may be reading
+            replay._check_out(items, count)
         masks = tuple([_checked(name, getattr(out, name), shape, _BOOL) for name in ("is_first", "mask", "loss_mask")])
         starts = _checked("indices", out.indices, (size,), _INT64)
         weights = _checked("weights", out.weights, (size,), _FLOAT32) if self._priorities else None
-        return _Arrays(items[:-2], starts, masks, weights)
+        arrays = _Arrays(items[:-2], starts, masks, weights)
+        others = [*masks, starts, *([] if weights is None else [weights])]
+        for i, x in enumerate(others):
+            if any(np.may_share_memory(x, other) for other in (*items, *others[:i])):
+                raise ValueError("out: is_first, mask, loss_mask, indices or weights share memory, with another field")
+        self._outs = [*self._outs[-1:], (parts, arrays)]
+        return arrays
 
 
 class _Arrays(NamedTuple):
@@ -439,6 +567,14 @@ def _buffer_class(alpha: float | None) -> type[ReplayBuffer]:
 
 def _prioritized(alpha: float | None, beta: float) -> dict[str, Any]:
     return {} if alpha is None else {"alpha": alpha, "beta": beta}
+
+
+def _joined(kind: type[SequenceReplayBuffer], replay: ReplayBuffer, options: dict[str, Any]) -> SequenceReplayBuffer:
+    """Windows over rows that are there."""
+    buffer = kind.__new__(kind)
+    buffer._configure(replay.capacity, num_envs=replay.num_envs or 1, **options)
+    buffer._connect(replay)
+    return buffer
 
 
 def _mapped(function: Callable[[Any], Any], x: Any) -> Any:

@@ -1,6 +1,8 @@
 """Windows against a plain reference: which there are, and what is in them, whatever was added before."""
 
+import copy
 import itertools
+import pickle
 import threading
 import time
 
@@ -11,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastac import gae
+from fastac.buffers.replay import ReplayBuffer
+from fastac.buffers.saving import ArchiveError
 from fastac.buffers.sequence import SequenceReplayBuffer, Sequences
 from fastac.buffers.staging import Staging
 from fastac_kernels import windows as kernels
@@ -111,14 +115,14 @@ def agree(buffer, plain):
     assert batch.weights is None
     for b, start in enumerate(starts):
         window = plain.window(start)
+        fillers = ~window["mask"] & (buffer.windows == "across")
+        batch.next_observations[fillers, b] = window["next_observations"][fillers]  # a filler leads nowhere
         for name in (*ROWS, "mask", "loss_mask", "is_first"):
             np.testing.assert_array_equal(getattr(batch, name)[:, b], window[name], f"{name} of {start}")
         np.testing.assert_array_equal(batch.extra["state"][:, b], window["state"])
     drawn = buffer.sample(8)
     assert set(drawn.indices.tolist()) <= set(starts)
-    again = buffer.gather(drawn.indices)
-    for name in (*ROWS, "mask", "loss_mask", "is_first"):
-        assert np.array_equal(getattr(drawn, name), getattr(again, name))
+    same(drawn, buffer.gather(drawn.indices))
 
 
 @settings(deadline=None, max_examples=150)
@@ -261,6 +265,71 @@ def same(first, second):
         assert (x is None) == (y is None)
         for a, b in pairs:
             assert np.array_equal(np.asarray(a), np.asarray(b)), name
+
+
+def go_on(buffer, seed):
+    """What a buffer does next: its draws, among further rows."""
+    batches = []
+    for _, step in zip(range(60), stream(np.random.default_rng(seed), 4, 0.1, 0.05, "anywhere"), strict=False):
+        buffer.add(**step)
+        if buffer.num_windows:
+            batches.append(buffer.sample(8))
+    return batches
+
+
+@pytest.mark.parametrize("windows", ["whole", "padded", "across"])
+@pytest.mark.parametrize("steps", [0, 20, 250])
+@pytest.mark.parametrize("alpha", [None, 0.5])
+def test_a_loaded_or_copied_buffer_goes_on_bit_for_bit(tmp_path, windows, steps, alpha):
+    buffer, _ = filled(steps, windows=windows, seed=2, alpha=alpha)
+    if alpha and steps:
+        starts = buffer.sample(20).indices
+        buffer.update_priorities(starts, np.linspace(0.5, 3.0, 20))
+    if steps:
+        buffer.sample(3)
+    buffer.save(tmp_path / "buffer")
+    others = SequenceReplayBuffer.load(tmp_path / "buffer"), copy.deepcopy(buffer), pickle.loads(pickle.dumps(buffer))
+    for other in others:
+        assert repr(other) == repr(buffer)
+    assert others[0].state_dict() == buffer.state_dict()
+    for batches in zip(*[go_on(x, 9) for x in (buffer, *others)], strict=True):
+        for batch in batches[1:]:
+            same(batch, batches[0])
+
+
+def test_what_is_loaded_is_of_the_right_kind(tmp_path):
+    buffer, _ = filled()
+    buffer.save(tmp_path / "sequences")
+    with pytest.raises(ArchiveError, match="this is a SequenceReplayBuffer, not a ReplayBuffer"):
+        ReplayBuffer.load(tmp_path / "sequences")
+    buffer._replay.save(tmp_path / "rows")
+    with pytest.raises(ArchiveError, match="holds a ReplayBuffer, not a SequenceReplayBuffer"):
+        SequenceReplayBuffer.load(tmp_path / "rows")
+
+
+@pytest.mark.parametrize("alpha", [None, 0.5])
+def test_memory_mapped_rows_are_opened_again_with_windows_of_any_length(tmp_path, alpha):
+    folder = tmp_path / "rows"
+    buffer = SequenceReplayBuffer.from_example(400, EXAMPLE, num_envs=4, length=5, storage=folder, alpha=alpha)
+    plain = Plain(400, 4, length=3, windows="padded", burn_in=1)
+    for _, step in zip(range(130), stream(np.random.default_rng(0), 4, 0.1, 0.05, "anywhere"), strict=False):
+        buffer.add(**step)
+        plain.add(step)
+    buffer.flush()
+    buffer.close()
+    options = {"length": 3, "windows": "padded", "burn_in": 1, "prioritized": alpha is not None}
+    with pytest.raises(ValueError, match="burn_in"):
+        SequenceReplayBuffer.open(folder, **{**options, "burn_in": 3})
+    again = SequenceReplayBuffer.open(folder, **options)
+    starts = plain.starts()
+    batch = again.gather(starts)
+    for b, start in enumerate(starts):
+        for name in ("observations", "rewards", "mask", "is_first", "truncated"):
+            assert np.array_equal(getattr(batch, name)[:, b], plain.window(start)[name])
+    if alpha is not None:
+        assert leaves_of(again) == dict.fromkeys(starts, 1.0)
+    assert set(again.sample(64).indices.tolist()) <= set(starts)
+    again.close()
 
 
 def test_dict_observations_and_one_environment_without_its_dimension():
@@ -432,6 +501,8 @@ def test_an_out_that_does_not_fit_is_named_and_nothing_is_drawn():
         ({"truncated": np.zeros((3, 4), np.int8)}, TypeError, "truncated: got dtype int8"),
         ({"observations": None}, TypeError, "out: .*got NoneType"),
         ({"extra": {}}, ValueError, "extra: got the fields"),
+        ({"mask": good.is_first}, ValueError, "share memory"),
+        ({"next_observations": good.observations}, ValueError, "shares memory with observations"),
     ]:
         with pytest.raises(error, match=message):
             buffer.sample(4, out=good._replace(**change))
