@@ -14,4 +14,5 @@ settings.register_profile(
     "ci", max_examples=120, deadline=None, derandomize=True, suppress_health_check=SLOW_FIRST_CALL
 )
 settings.register_profile("deep", max_examples=3000, deadline=None, suppress_health_check=SLOW_FIRST_CALL)
+settings.register_profile("thorough", settings.get_profile("deep"), max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
