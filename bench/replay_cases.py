@@ -58,6 +58,7 @@ SMALLEST = (
     Setting("plain", 8, 8000, {"add 8": 8, "sample 256": 256}),
     Setting("n_step", 1, 2000, {"sample 256": 256}),
     Setting("prioritized", 1, 2000, {"add 1": 1, "sample 256": 256, "update 256": 256}),
+    Setting("frames", 1, 2000, {"sample 256": 256}),
     Setting("sequences", 1, 2000, {"windows": WINDOWS * WINDOW}),
     Setting("tiny", 10, 20_000, {"windows": WINDOWS * WINDOW}),
 )

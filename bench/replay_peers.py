@@ -417,6 +417,11 @@ def torchrl(setting: Setting) -> Calls:
 
     options: dict[str, Any] = {}
     if setting.kind == "prioritized":
+        try:
+            import torchrl._torchrl  # noqa: F401  (its compiled sum tree)
+        except ImportError as error:
+            why = str(error).rpartition("so: ")[2][:40]
+            raise ImportError(f"its sum tree does not load beside torch {torch.__version__}: {why}...") from error
         options = {"sampler": PrioritizedSampler(setting.capacity, ALPHA, BETA)}
     if setting.kind == "sequences":
         sampler = SliceSampler(num_slices=WINDOWS, end_key=("next", "done"), cache_values=True)
