@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from fastac.distributions import gumbel
 from fastac.mlp import AVAILABLE, MLP
-from fastac.networks import Actor, CategoricalActor
+from fastac.networks import (
+    LOG_STD_MAX,
+    LOG_STD_MIN,
+    AnyActor,
+    CategoricalActor,
+    GaussianActor,
+    TanhActor,
+    TanhGaussianActor,
+)
 from fastac_kernels.acting import draw_categorical, draw_gaussian, forward
 
 
@@ -34,31 +42,61 @@ class ArrayActor:
         (3,)
     """
 
-    def __init__(self, actor: Actor):
+    def __init__(self, actor: AnyActor):
         self._forward = array_forward(actor.network)
-        self._log_std = None if isinstance(actor, CategoricalActor) else actor.log_std.detach()
-        self._size = list(actor.network.parameters())[-1].shape[0]
+        self._draw, self._mode = _heads(actor)
+        outputs = list(actor.network.parameters())[-1].shape[0]
+        self._size = outputs // 2 if isinstance(actor, TanhGaussianActor) else outputs
+        self._categorical = isinstance(actor, CategoricalActor)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> NDArray[np.float32]:
         """Returns what `sample` needs for actions of `shape`: `(*shape, n)` Gumbel or `(*shape, A)` normal noise."""
-        if self._log_std is None:
+        if self._categorical:
             return gumbel((*shape, self._size), generator).numpy()
         return torch.randn((*shape, self._size), generator=generator).numpy()
 
     def sample(self, observations: NDArray[Any], noise: NDArray[np.float32]) -> NDArray[Any]:
-        """Returns raw actions, `(B,)` int64 or `(B, A)` float32, of observations `(B, *obs)` as the actor sees them."""
-        outputs = self._forward(observations)
-        if self._log_std is not None:
-            draw_gaussian(outputs, self._log_std.cpu().numpy(), noise)
-            return outputs
-        actions = np.empty(len(outputs), np.int64)
-        draw_categorical(outputs, noise, actions)
-        return actions
+        """Returns raw actions, `(B,)` int64 or `(B, A)` float32, of observations `(B, *obs)` as the actor sees them.
+
+        A deterministic actor's are its own, whatever the noise: how it explores is the algorithm's business.
+        """
+        return self._draw(self._forward(observations), noise)
 
     def mode(self, observations: NDArray[Any]) -> NDArray[Any]:
-        """Returns the most probable raw actions."""
-        outputs = self._forward(observations)
-        return np.argmax(outputs, axis=-1) if self._log_std is None else outputs
+        """Returns the most probable raw actions; tanh of the mean where a Gaussian goes through tanh."""
+        return self._mode(self._forward(observations))
+
+
+Draw = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[Any]]
+
+
+def _heads(actor: AnyActor) -> tuple[Draw, Callable[[NDArray[np.float32]], NDArray[Any]]]:
+    """How an actor's outputs become draws, and the most probable actions."""
+    if isinstance(actor, CategoricalActor):
+
+        def draw_action(outputs: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[Any]:
+            actions = np.empty(len(outputs), np.int64)
+            draw_categorical(outputs, noise, actions)
+            return actions
+
+        return draw_action, lambda outputs: np.argmax(outputs, axis=-1)
+    if isinstance(actor, GaussianActor):
+        log_std = actor.log_std.detach()
+
+        def draw_around(outputs: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[Any]:
+            draw_gaussian(outputs, log_std.cpu().numpy(), noise)
+            return outputs
+
+        return draw_around, lambda outputs: outputs
+    if isinstance(actor, TanhActor):
+        return lambda outputs, noise: np.tanh(outputs), np.tanh
+
+    def draw_tanh(outputs: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[Any]:
+        size = outputs.shape[1] // 2
+        std = np.exp(np.clip(outputs[:, size:], LOG_STD_MIN, LOG_STD_MAX))
+        return np.tanh(outputs[:, :size] + std * noise)
+
+    return draw_tanh, lambda outputs: np.tanh(outputs[:, : outputs.shape[1] // 2])
 
 
 def array_forward(network: nn.Module) -> Callable[[NDArray[Any]], NDArray[np.float32]]:

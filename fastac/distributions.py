@@ -7,7 +7,9 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
+LOG_2 = math.log(2.0)
 LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -110,6 +112,78 @@ class Gaussian:
         `log_std` may be the actor's parameter itself, which an optimiser changes where it lies.
         """
         return Gaussian(self.mean.detach().clone(), self.log_std.detach().clone())
+
+
+class TanhGaussian:
+    """The distribution of a = tanh(u), u ~ N(mean, diag(exp(log_std))^2), over the box [-1, 1]^A.
+
+        log pi(a) = log N(u) - sum_i log(1 - tanh(u_i)^2),   log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2 u))
+
+    (Haarnoja et al. 2018, *Soft Actor-Critic*, equation 21 of arXiv:1801.01290.) The right-hand form is finite for all
+    u, and so is its gradient; 1 - tanh(u)^2 rounds to 0 at |u| = 10 in float32.
+
+    **Densities are measured in the box [-1, 1]**, whatever the environment's bounds are: the action that it gets,
+    low + (a + 1) (high - low) / 2, has log pi(a) - sum_i log((high_i - low_i) / 2). So a target entropy means the same
+    in every environment. CleanRL subtracts that sum, Stable-Baselines3 does not.
+
+    Args:
+        mean: Of u, shape `(B, A)`.
+        log_std: Of u, shape `(A,)` or `(B, A)`.
+
+    Example:
+        >>> distribution = TanhGaussian(torch.zeros(1, 1), torch.zeros(1))
+        >>> distribution.sample_and_log_prob(torch.zeros(1, 1))
+        (tensor([[0.]]), tensor([-0.9189]))
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor):
+        self.mean = mean
+        self.log_std = log_std
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """What the distribution was made from."""
+        return self.mean, self.log_std
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Returns actions `(B, A)` in [-1, 1] drawn with standard normal `noise` `(B, A)`: tanh(mean + std * noise)."""
+        return torch.tanh(self.mean + torch.exp(self.log_std) * noise)
+
+    def sample_and_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns `sample(noise)` and its log pi, `(B,)`. Gradients go through both: the reparameterised ones.
+
+        Exact where `log_prob` of the action alone is not: near the bounds many u round to one action.
+        """
+        u = self.mean + torch.exp(self.log_std) * noise
+        of_normal = -0.5 * noise.square() - self.log_std - LOG_SQRT_2PI
+        return torch.tanh(u), (of_normal - log_slope_of_tanh(u)).sum(-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Returns log pi(a), shape `(B,)`, of actions `(B, A)`.
+
+        u = artanh(a); an action at a bound, where u would be infinite, is taken as the nearest one inside.
+        """
+        limit = 1.0 - 0.5 * torch.finfo(actions.dtype).eps
+        return self.log_prob_before_tanh(torch.atanh(actions.clamp(-limit, limit)))
+
+    def log_prob_before_tanh(self, u: Tensor) -> Tensor:
+        """Returns log pi(tanh(u)), shape `(B,)`, of u `(B, A)`."""
+        z = (u - self.mean) * torch.exp(-self.log_std)
+        return (-0.5 * z.square() - self.log_std - LOG_SQRT_2PI - log_slope_of_tanh(u)).sum(-1)
+
+    def mode(self) -> Tensor:
+        """Returns tanh(mean), shape `(B, A)`: the median of each action, which is what acts without noise."""
+        return torch.tanh(self.mean)
+
+
+def log_slope_of_tanh(u: Tensor) -> Tensor:
+    """Returns log(1 - tanh(u)^2), elementwise, finite for all finite u.
+
+    Example:
+        >>> log_slope_of_tanh(torch.tensor([0.0, 20.0]))
+        tensor([  0.0000, -38.6137])
+    """
+    return 2.0 * (LOG_2 - u - softplus(-2.0 * u))
 
 
 Distribution = Categorical | Gaussian

@@ -1,4 +1,4 @@
-"""Networks: orthogonally initialised MLPs and convolutions, a categorical and a Gaussian actor, a critic.
+"""Networks: MLPs and convolutions, actors for all action spaces, the critic V.
 
 All are ordinary `torch.nn.Module`s.
 """
@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import gymnasium
 import torch
 from torch import Tensor, nn
 
-from fastac.distributions import Categorical, Gaussian
+from fastac.distributions import Categorical, Gaussian, TanhGaussian
 from fastac.images import Image, image_of
 from fastac.mlp import MLP
 
 Activation = Literal["tanh", "relu"]
+Initialization = Literal["orthogonal", "uniform"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
@@ -27,20 +28,29 @@ def mlp(
     *,
     activation: Activation = "tanh",
     output_gain: float = 1.0,
+    initialization: Initialization = "orthogonal",
+    layer_norm: bool = False,
     generator: torch.Generator | None = None,
 ) -> MLP:
     """Builds a multi-layer perceptron: `Linear`, activation, ..., `Linear`.
 
-    Weights are orthogonal (Saxe et al. 2014) with gain sqrt 2, the last layer's with `output_gain`; biases are 0.
+    Weights are orthogonal (Saxe et al. 2014) with gain sqrt 2, the last layer's with `output_gain`; biases are 0. Or,
+    as `nn.Linear` draws them, both are uniform in +-1 / sqrt(inputs): what the published results of SAC and TD3 began
+    with.
 
     Args:
         sizes: Widths, input first and output last; at least two.
         activation: Between the layers; none after the last.
-        output_gain: Gain of the last layer: PPO takes 0.01 for a policy and 1 for a value.
+        output_gain: Gain of the last layer: PPO takes 0.01 for a policy and 1 for a value. Orthogonal weights only.
+        initialization: "orthogonal" or "uniform".
+        layer_norm: A `LayerNorm` before every activation (Ba et al. 2016); such a network runs layer by layer.
         generator: Where the weights are drawn from; the global generator is never touched.
 
     Returns:
         An `nn.Sequential` that runs as one operation; its `state_dict` loads into one written by hand.
+
+    Raises:
+        ValueError: fewer than two sizes.
 
     Example:
         >>> network = mlp([4, 64, 64, 2], output_gain=0.01, generator=torch.Generator().manual_seed(0))
@@ -56,10 +66,16 @@ def mlp(
         last = i == len(sizes) - 2
         # nn.Linear's own initialisation would draw from the global generator.
         layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
-        nn.init.orthogonal_(layer.weight, output_gain if last else math.sqrt(2.0), generator=generator)
-        nn.init.zeros_(layer.bias)
+        if initialization == "uniform":
+            for parameter in (layer.weight, layer.bias):
+                nn.init.uniform_(parameter, -1.0 / math.sqrt(inputs), 1.0 / math.sqrt(inputs), generator=generator)
+        else:
+            nn.init.orthogonal_(layer.weight, output_gain if last else math.sqrt(2.0), generator=generator)
+            nn.init.zeros_(layer.bias)
         layers.append(layer)
         if not last:
+            if layer_norm:
+                layers.append(nn.LayerNorm(outputs))
             layers.append(ACTIVATIONS[activation]())
     return MLP(*layers)
 
@@ -123,6 +139,7 @@ def make_network(
     hidden_sizes: Sequence[int] = (64, 64),
     activation: Activation = "tanh",
     output_gain: float = 1.0,
+    initialization: Initialization = "orthogonal",
     generator: torch.Generator | None = None,
 ) -> nn.Sequential:
     """Builds the network that an observation space asks for: an MLP, for images behind `NatureConvolutions`.
@@ -134,7 +151,9 @@ def make_network(
         >>> [type(layer).__name__ for layer in make_network(Box(0, 255, (84, 84, 3), "uint8"), 2)]
         ['NatureConvolutions', 'Linear', 'Tanh', 'Linear', 'Tanh', 'Linear']
     """
-    options: dict[str, Any] = {"activation": activation, "output_gain": output_gain, "generator": generator}
+    options: dict[str, Any] = {
+        "activation": activation, "output_gain": output_gain, "initialization": initialization, "generator": generator
+    }  # fmt: skip
     image = image_of(observation_space)
     if image is None:
         return mlp([math.prod(observation_space.shape), *hidden_sizes, output_size], **options)
@@ -150,6 +169,8 @@ class CategoricalActor(nn.Module):
         >>> actor(torch.zeros(3, 4)).log_prob(torch.tensor([0, 1, 0])).shape
         torch.Size([3])
     """
+
+    kind = "categorical"
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -169,6 +190,8 @@ class GaussianActor(nn.Module):
         torch.Size([5])
     """
 
+    kind = "gaussian"
+
     def __init__(self, network: nn.Module, action_size: int, initial_log_std: float = 0.0):
         super().__init__()
         self.network = network
@@ -179,7 +202,51 @@ class GaussianActor(nn.Module):
         return Gaussian(self.network(observations), self.log_std)
 
 
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+
+
+class TanhGaussianActor(nn.Module):
+    """pi(a | s) of `TanhGaussian`, over [-1, 1]^A: a network gives mean and log_std, the latter clamped to [-20, 2].
+
+    Example:
+        >>> actor = TanhGaussianActor(mlp([3, 8, 2]))  # one action
+        >>> actor(torch.zeros(5, 3)).sample(torch.zeros(5, 1)).shape
+        torch.Size([5, 1])
+    """
+
+    kind = "tanh_gaussian"
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, observations: Tensor) -> TanhGaussian:
+        """Maps observations `(B, *obs)` to the distribution of their actions `(B, A)`."""
+        mean, log_std = self.network(observations).chunk(2, dim=-1)
+        return TanhGaussian(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX))
+
+
+class TanhActor(nn.Module):
+    """The deterministic mu(s) = tanh(network(s)), in [-1, 1]^A.
+
+    Example:
+        >>> TanhActor(mlp([3, 8, 1]))(torch.zeros(5, 3)).shape
+        torch.Size([5, 1])
+    """
+
+    kind = "tanh"
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Maps observations `(B, *obs)` to actions `(B, A)`."""
+        return torch.tanh(self.network(observations))
+
+
 Actor = CategoricalActor | GaussianActor
+AnyActor = CategoricalActor | GaussianActor | TanhGaussianActor | TanhActor
 
 
 def make_actor(
@@ -202,6 +269,46 @@ def make_actor(
         size = math.prod(action_space.shape)
         return GaussianActor(make_network(observation_space, size, output_gain=0.01, **options), size)
     raise TypeError(f"action_space: got {action_space}, expected Discrete or Box")
+
+
+def make_tanh_gaussian_actor(
+    observation_space: gymnasium.spaces.Box, action_space: gymnasium.Space[Any], **options: Any
+) -> TanhGaussianActor:
+    """Builds SAC's actor: weights and biases uniform, as `mlp` says.
+
+    Args:
+        observation_space: Flat Box, or an image.
+        action_space: A bounded Box; actions are in [-1, 1] nevertheless, and scaled where they leave.
+        options: `hidden_sizes`, `activation`, `generator`, as for `make_network`.
+
+    Raises:
+        TypeError: another action space.
+    """
+    size = _size_of_box(action_space)
+    return TanhGaussianActor(make_network(observation_space, 2 * size, initialization="uniform", **options))
+
+
+def make_tanh_actor(
+    observation_space: gymnasium.spaces.Box, action_space: gymnasium.Space[Any], **options: Any
+) -> TanhActor:
+    """Builds the actor of TD3 and DDPG; everything as for `make_tanh_gaussian_actor`."""
+    size = _size_of_box(action_space)
+    return TanhActor(make_network(observation_space, size, initialization="uniform", **options))
+
+
+def _size_of_box(action_space: gymnasium.Space[Any]) -> int:
+    if not isinstance(action_space, gymnasium.spaces.Box):
+        raise TypeError(f"action_space: got {action_space}, expected a Box")
+    return math.prod(action_space.shape)
+
+
+ACTORS: dict[str, Callable[..., AnyActor]] = {
+    "categorical": make_actor,
+    "gaussian": make_actor,
+    "tanh_gaussian": make_tanh_gaussian_actor,
+    "tanh": make_tanh_actor,
+}
+"""What builds an actor of each `kind`."""
 
 
 def make_critic(

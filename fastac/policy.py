@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastac import checkpoint
 from fastac.acting import ArrayActor
 from fastac.images import image_of
-from fastac.networks import Activation, Actor, make_actor
+from fastac.networks import ACTORS, Activation, AnyActor, TanhActor, TanhGaussianActor
 from fastac.normalize import ObservationNormalizer
 
 CHECKPOINT = "checkpoint.pt"
@@ -23,15 +23,18 @@ class Policy:
     """An actor with everything between it and an environment.
 
     Args:
-        actor: As `make_actor` builds it from the same spaces, sizes and activation.
+        actor: As `make_actor`, or another of `fastac.networks.ACTORS`, builds it from the same spaces, sizes and
+            activation.
         observation_space: Flat Box, or an image.
-        action_space: Discrete or Box. Raw actions are clipped to a Box's bounds, and shifted by a Discrete's start.
+        action_space: Discrete or Box. Raw actions are shifted by a Discrete's start; those of a Gaussian are clipped to
+            a Box's bounds, and those in [-1, 1] of a tanh are scaled to them: low + (a + 1) (high - low) / 2.
         hidden_sizes: Widths of the actor's hidden layers.
         activation: Between them.
         observation_normalizer: Applied before the actor, if there is one; acting never updates it.
         seed: Of the own generator that `act(..., deterministic=False)` draws from.
 
     Example:
+        >>> from fastac.networks import make_actor
         >>> spaces = gymnasium.spaces.Box(-1, 1, (3,)), gymnasium.spaces.Discrete(2)
         >>> policy = Policy(make_actor(*spaces), *spaces)
         >>> policy.act(np.zeros((5, 3))).shape, policy.act(np.zeros(3)).shape
@@ -40,7 +43,7 @@ class Policy:
 
     def __init__(
         self,
-        actor: Actor,
+        actor: AnyActor,
         observation_space: gymnasium.spaces.Box,
         action_space: gymnasium.spaces.Discrete | gymnasium.spaces.Box,
         *,
@@ -98,10 +101,13 @@ class Policy:
         return observations.astype(np.float32)
 
     def environment_actions(self, raw: NDArray[Any]) -> NDArray[Any]:
-        """Returns a batch of raw actions as the environment takes them: its own copy, clipped or shifted."""
+        """Returns a batch of raw actions as the environment takes them: its own copy, clipped, scaled or shifted."""
         space = self.action_space
         if isinstance(space, gymnasium.spaces.Discrete):
             return raw + space.start
+        if isinstance(self.actor, TanhGaussianActor | TanhActor):
+            half = (0.5 * (space.high.astype(np.float64) - space.low)).reshape(-1)
+            raw = space.low.reshape(-1) + (raw.reshape(len(raw), -1) + 1.0) * half
         clipped: NDArray[Any] = np.clip(raw.reshape(-1, *space.shape), space.low, space.high)
         return clipped.astype(space.dtype, copy=False)
 
@@ -112,6 +118,7 @@ class Policy:
             "observation_space": _space_to_dict(self.observation_space),
             "action_space": _space_to_dict(self.action_space),
             **self._architecture,
+            "kind": self.actor.kind,
             "actor": self.actor.state_dict(),
             "observation_normalizer": None if normalizer is None else normalizer.state_dict(),
             "generator": self._generator.get_state(),
@@ -125,7 +132,8 @@ class Policy:
         assert isinstance(observation_space, gymnasium.spaces.Box)
         hidden_sizes = tuple(state["hidden_sizes"])
         activation: Activation = state["activation"]
-        actor = make_actor(observation_space, action_space, hidden_sizes=hidden_sizes, activation=activation)
+        make = ACTORS[state.get("kind", "gaussian")]
+        actor = make(observation_space, action_space, hidden_sizes=hidden_sizes, activation=activation)
         actor.load_state_dict(state["actor"])
         normalizer = None
         if state["observation_normalizer"] is not None:

@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 from torch.distributions import Categorical as TorchCategorical
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 from torch.distributions import kl_divergence as torch_kl_divergence
 
-from fastac.distributions import Categorical, Gaussian, gumbel, kl_divergence
+from fastac.distributions import Categorical, Gaussian, TanhGaussian, gumbel, kl_divergence
 
 
 def test_categorical_agrees_with_torch_in_values_and_gradients():
@@ -118,3 +120,74 @@ def test_a_frozen_distribution_stays_while_the_actors_parameters_move():
         with torch.no_grad():
             parameters[0, 1] += 1.0
         assert kl_divergence(distribution(parameters), frozen).sum() > 0.1
+
+
+def tanh_gaussian(mean, log_std, dtype=torch.float64):
+    return TanhGaussian(torch.tensor([[mean]], dtype=dtype), torch.tensor([[log_std]], dtype=dtype))
+
+
+@pytest.mark.parametrize(("mean", "log_std"), [(0.0, 0.0), (0.7, -1.5), (-1.0, 0.5), (3.0, -0.5)])
+def test_a_tanh_gaussian_integrates_to_one(mean, log_std):
+    """Over a in [-1, 1], with a = tanh(u) on an even grid of u: da = (1 - tanh(u)^2) du."""
+    u = torch.linspace(-20, 20, 400_001, dtype=torch.float64)
+    actions = torch.tanh(u)
+    inside = actions.abs() < 1 - 1e-12  # beyond, artanh has lost u; what lies there is little
+    density = tanh_gaussian(mean, log_std).log_prob(actions[inside, None]).exp()
+    mass = torch.trapezoid(density, actions[inside])
+    assert mass.item() == pytest.approx(1.0, abs=2e-6)
+
+
+def test_a_tanh_gaussian_is_the_change_of_variables():
+    """Row A6: torch's own transformed distribution, where that is accurate; and both ways to log pi agree."""
+    generator = torch.Generator().manual_seed(0)
+    mean, log_std, noise = (torch.randn(50, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    ours = TanhGaussian(mean, 0.3 * log_std)
+    theirs = TransformedDistribution(Normal(mean, (0.3 * log_std).exp()), TanhTransform())
+    actions, log_prob = ours.sample_and_log_prob(noise)
+    torch.testing.assert_close(actions, ours.sample(noise))
+    torch.testing.assert_close(log_prob, theirs.log_prob(actions).sum(-1), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(log_prob, ours.log_prob(actions), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(ours.mode(), torch.tanh(mean))
+    # A histogram of draws has the density that is claimed.
+    one = tanh_gaussian(0.4, -0.3)
+    draws = one.sample(torch.randn(200_000, 1, generator=generator, dtype=torch.float64)).flatten()
+    counts = torch.histc(draws, 40, -1, 1) / len(draws) * 20
+    middles = torch.linspace(-0.975, 0.975, 40, dtype=torch.float64)
+    torch.testing.assert_close(counts, one.log_prob(middles[:, None]).exp(), atol=0.03, rtol=0.1)
+
+
+def test_a_tanh_gaussian_is_finite_far_out():
+    """Row A6: at |u| = 20 float32's 1 - tanh(u)^2 is 0; log pi and its gradients are finite, and right."""
+    for dtype in (torch.float32, torch.float64):
+        for u in (20.0, -20.0, 60.0):
+            mean = torch.tensor([[u]], dtype=dtype, requires_grad=True)
+            log_std = torch.zeros(1, 1, dtype=dtype, requires_grad=True)
+            actions, log_prob = TanhGaussian(mean, log_std).sample_and_log_prob(torch.full((1, 1), 0.5, dtype=dtype))
+            (log_prob.sum() + actions.sum()).backward()
+            at = u + 0.5
+            expected = -0.5 * 0.25 - 0.9189385332 - 2 * (math.log(2) - abs(at))
+            assert log_prob.item() == pytest.approx(expected, rel=1e-6)
+            assert mean.grad.item() == pytest.approx(math.copysign(2.0, u), rel=1e-6)
+            assert torch.isfinite(log_std.grad).all()
+            assert torch.isfinite(TanhGaussian(mean, log_std).log_prob(torch.ones(1, 1, dtype=dtype))).all()
+
+
+def test_the_score_function_and_the_reparameterised_gradient_agree():
+    """Both estimate d/d(mean, log_std) E[Q(a) - alpha log pi(a)], within 4 standard errors of their difference."""
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(200_000, 1, generator=generator, dtype=torch.float64)
+    mean = torch.full((200_000, 1), 0.3, dtype=torch.float64, requires_grad=True)
+    log_std = torch.full((200_000, 1), -0.4, dtype=torch.float64, requires_grad=True)
+    distribution, alpha = TanhGaussian(mean, log_std), 0.2
+
+    def q(actions):
+        return (2 * actions - actions**3).squeeze(-1)
+
+    actions, log_prob = distribution.sample_and_log_prob(noise)
+    reparameterised = torch.autograd.grad((q(actions) - alpha * log_prob).sum(), (mean, log_std), retain_graph=True)
+    fixed, weight = actions.detach(), (q(actions) - alpha * log_prob).detach()
+    score = torch.autograd.grad((distribution.log_prob(fixed) * weight).sum(), (mean, log_std))
+    for one, other in zip(reparameterised, score, strict=True):
+        difference = (one - other).flatten()
+        assert difference.mean().abs() < 4 * difference.std() / len(difference) ** 0.5
+        assert one.mean().abs() > 20 * one.std() / len(difference) ** 0.5, "the gradient is not nothing"
