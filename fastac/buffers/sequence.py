@@ -3,47 +3,28 @@
 from __future__ import annotations
 
 import copy
-import operator
 import os
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastac._arrays import is_tensor, positive_integer
+from fastac._arrays import positive_integer
 from fastac.buffers import fields
 from fastac.buffers.prioritized import PrioritizedReplayBuffer, not_negative
-from fastac.buffers.replay import ReplayBuffer, Transitions
+from fastac.buffers.replay import ReplayBuffer
 from fastac.buffers.saving import ArchiveError, read_archive, write_archive
+from fastac.buffers.window_memory import Arrays, Sequences, WindowMemory, moved
 from fastac_kernels import ring
 from fastac_kernels import windows as kernels
+from fastac_kernels.objects import READABLE
 from fastac_kernels.priorities import KNOWN
 from fastac_kernels.windows import draw_prioritized, draw_starts, gather_windows, index_rows, not_a_start
 
 Windows = Literal["whole", "padded", "across"]
 _MODES = {"whole": kernels.WHOLE, "padded": kernels.PADDED, "across": kernels.ACROSS}
-_BOOL, _INT64, _FLOAT32 = np.dtype(np.bool_), np.dtype(np.int64), np.dtype(np.float32)
-
-
-class Sequences(NamedTuple):
-    """B windows of L rows, time first; row k of a window is one transition, as in `Transitions`."""
-
-    observations: Any  # (L, B, *observation), or a dict of such: those the actions were chosen in
-    actions: Any  # (L, B, *action)
-    rewards: Any  # (L, B) float32
-    next_observations: (
-        Any  # (L, B, *observation): those the transitions led to, before any reset; not where mask is False
-    )
-    terminated: Any  # (L, B) bool
-    truncated: Any  # (L, B) bool: a time limit cut the episode here, or the stream breaks off
-    is_first: Any  # (L, B) bool: with this row an episode begins (or the stream, after a break or a filler)
-    mask: Any  # (L, B) bool: False where the row is padding or a filler
-    loss_mask: Any  # (L, B) bool: mask without the burn-in
-    indices: Any  # (B,) int64: the windows' first rows
-    weights: Any  # (B,) float32, importance weights; None where all windows are drawn alike
-    extra: dict[str, Any]  # (L, B, ...) each
 
 
 class SequenceReplayBuffer:
@@ -230,7 +211,8 @@ class SequenceReplayBuffer:
             length: As in the constructor; it may be another one than before.
             windows: As in the constructor; it may be others than before.
             burn_in: As in the constructor; it may be another one than before.
-            prioritized: Whether the constructor was given an `alpha`. All windows begin with the largest priority.
+            prioritized: Whether the constructor was given an `alpha`. Windows that begin where one began before keep
+                their priority, others get the largest.
 
         Returns:
             The buffer.
@@ -246,10 +228,13 @@ class SequenceReplayBuffer:
             replay.close()
             raise
         if isinstance(replay, PrioritizedReplayBuffer):
-            replay._tree.leaves[:] = 0.0
-            replay._tree.recompute()
+            leaves = replay._tree.leaves
+            before, leaves[:] = leaves.copy(), 0.0
             buffer._begin()
             index_rows(replay._at, buffer._at, buffer._priorities)
+            known = (leaves > 0.0) & (before > 0.0)
+            leaves[known] = before[known]
+            replay._tree.recompute()
         return buffer
 
     def flush(self) -> None:
@@ -297,7 +282,7 @@ class SequenceReplayBuffer:
         self._priorities = replay._priorities if isinstance(replay, PrioritizedReplayBuffer) else 0
         self.capacity = replay.capacity
         self._lock = threading.Lock()
-        self._outs: list[tuple[list[Any], _Arrays]] = []
+        self._memory = WindowMemory(replay, self.length, self._priorities != 0, self._lock)
         self._queue = np.empty(self.capacity, np.int64)
         self._runs = np.zeros(self.num_envs, np.int64)
         self._index = index = np.zeros(kernels.INDEX_SIZE, np.int64)
@@ -379,7 +364,9 @@ class SequenceReplayBuffer:
         """
         batch_size, replay = positive_integer("batch_size", batch_size), self._replay
         beta = self._checked_beta(beta)
-        batch, arrays = self._allocate(batch_size, device) if out is None else (out, self._arrays_of(out, batch_size))
+        batch, arrays = (
+            self._memory.allocate(batch_size, device) if out is None else (out, self._memory.find(out, batch_size))
+        )
         with self._lock:
             if not self.num_windows:
                 raise ValueError(f"sample: the buffer holds no {self.windows} window of {self.length} rows yet")
@@ -394,7 +381,7 @@ class SequenceReplayBuffer:
             except (TypeError, ValueError):
                 replay._state[ring.COUNTER] = counter  # nothing was drawn
                 raise
-        return batch if device is None or out is not None else _moved(batch, device)
+        return batch if device is None or out is not None else moved(batch, device)
 
     def _checked_beta(self, beta: float | None) -> float:
         if not isinstance(self._replay, PrioritizedReplayBuffer):
@@ -479,7 +466,7 @@ class SequenceReplayBuffer:
             raise TypeError(f"indices: got dtype {starts.dtype}, expected integers")
         starts = np.ascontiguousarray(starts, np.int64)
         size = len(starts)
-        batch, arrays = self._allocate(size, device) if out is None else (out, self._arrays_of(out, size))
+        batch, arrays = self._memory.allocate(size, device) if out is None else (out, self._memory.find(out, size))
         with self._lock:
             wrong = not_a_start(self._at, size, starts.ctypes.data)
             if wrong >= 0:
@@ -490,75 +477,14 @@ class SequenceReplayBuffer:
             if arrays.weights is not None:
                 arrays.weights[:] = 1.0
             self._gather(arrays)
-        return batch if device is None or out is not None else _moved(batch, device)
+        return batch if device is None or out is not None else moved(batch, device)
 
-    def _gather(self, arrays: _Arrays) -> None:
+    def _gather(self, arrays: Arrays) -> None:
         replay, rows, starts, masks = self._replay, arrays.rows, arrays.starts, arrays.masks
-        if gather_windows(replay._at, self._at, id(rows), starts, *masks) >= 0:
+        if (gather_windows(replay._at, self._at, id(rows), starts, *masks) if READABLE else 0) >= 0:
             size = self.length * len(starts)
             replay._check_out((*rows, np.empty(size, np.float32), np.empty(size, np.int64)), size)
             gather_windows(replay._at, self._at, 0, starts, *masks)
-
-    def _allocate(self, size: int, device: Any) -> tuple[Sequences, _Arrays]:
-        """A fresh batch, and its memory as the kernels take it."""
-        length = self.length
-        rows = [np.empty((length * size, *field.shape), field.dtype) for field in self._replay._output_fields[:-2]]
-        windows = [x.reshape(length, size, *x.shape[1:]) for x in rows]
-        transitions = self._replay._batch([*windows, None, None])
-        fields = [getattr(transitions, name) for name in _ROW_FIELDS]
-        masks = tuple([np.empty((length, size), np.bool_) for _ in range(3)])
-        weights = np.empty(size, np.float32) if self._priorities else None
-        arrays = _Arrays(tuple(rows), np.empty(size, np.int64), masks, weights)
-        batch = Sequences._make([*fields, *masks, arrays.starts, weights, transitions.extra])
-        if device is None:
-            return batch, arrays
-        import torch
-
-        return Sequences._make([_mapped(torch.from_numpy, x) for x in batch]), arrays
-
-    def _arrays_of(self, out: Sequences, size: int) -> _Arrays:
-        """The memory of a batch to fill; that of the last two is known."""
-        parts = [part for x in out for part in ([*x, *x.values()] if isinstance(x, dict) else [x])]
-        for known, arrays in self._outs:
-            if len(arrays.starts) == size and len(known) == len(parts) and all(map(operator.is_, known, parts)):
-                return arrays
-        if not isinstance(out, Sequences):
-            raise TypeError(f"out: got {type(out).__name__}, expected Sequences")
-        count, shape, replay = self.length * size, (self.length, size), self._replay
-
-        def flat(x: Any) -> Any:
-            x = _array(x)
-            if x.shape[:2] != shape or not x.flags.carray:
-                raise ValueError(f"out: got shape {x.shape}, expected {(*shape, '...')}, C-contiguous and writable")
-            return x.reshape(count, *x.shape[2:])
-
-        rows = [_mapped(flat, getattr(out, name)) for name in _ROW_FIELDS]
-        scratch = np.empty(count, np.float32), np.empty(count, np.int64)
-        items = replay._items_of(Transitions._make([*rows, *scratch, None, _mapped(flat, out.extra)]), count)
-        with self._lock:  # it writes the table that a kernel may be reading
-            replay._check_out(items, count)
-        masks = tuple([_checked(name, getattr(out, name), shape, _BOOL) for name in ("is_first", "mask", "loss_mask")])
-        starts = _checked("indices", out.indices, (size,), _INT64)
-        weights = _checked("weights", out.weights, (size,), _FLOAT32) if self._priorities else None
-        arrays = _Arrays(items[:-2], starts, masks, weights)
-        others = [*masks, starts, *([] if weights is None else [weights])]
-        for i, x in enumerate(others):
-            if any(np.may_share_memory(x, other) for other in (*items, *others[:i])):
-                raise ValueError("out: is_first, mask, loss_mask, indices or weights share memory, with another field")
-        self._outs = [*self._outs[-1:], (parts, arrays)]
-        return arrays
-
-
-class _Arrays(NamedTuple):
-    """Memory for a batch of windows."""
-
-    rows: tuple[Any, ...]  # (L * B, ...) each, in the order of `gather_windows`
-    starts: NDArray[np.int64]  # (B,)
-    masks: tuple[NDArray[np.bool_], ...]  # (L, B) each: is_first, mask, loss_mask
-    weights: NDArray[np.float32] | None  # (B,)
-
-
-_ROW_FIELDS = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated")
 
 
 def _buffer_class(alpha: float | None) -> type[ReplayBuffer]:
@@ -575,35 +501,3 @@ def _joined(kind: type[SequenceReplayBuffer], replay: ReplayBuffer, options: dic
     buffer._configure(replay.capacity, num_envs=replay.num_envs or 1, **options)
     buffer._connect(replay)
     return buffer
-
-
-def _mapped(function: Callable[[Any], Any], x: Any) -> Any:
-    """`function` of an array, or of each one of a dict; None stays None."""
-    if isinstance(x, dict):
-        return {name: function(part) for name, part in x.items()}
-    return None if x is None else function(x)
-
-
-def _array(x: Any) -> Any:
-    """A tensor's memory as an array."""
-    array = x.numpy() if is_tensor(x) and x.device.type == "cpu" else x
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"out: got {type(x).__name__}, expected arrays or tensors on the CPU")
-    return array
-
-
-def _checked(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An array of `out` that the kernel takes as it is."""
-    array: NDArray[Any] = _array(x)
-    if array.dtype != dtype:
-        raise TypeError(f"out: {name}: got dtype {array.dtype}, expected {dtype}")
-    if array.shape != shape:
-        raise ValueError(f"out: {name}: got shape {array.shape}, expected {shape}")
-    if not array.flags.carray:
-        raise ValueError(f"out: {name}: expected C-contiguous, writable memory")
-    return array
-
-
-def _moved(batch: Sequences, device: Any) -> Sequences:
-    """Tensors, moved where they are not on that device already."""
-    return batch if str(device) == "cpu" else Sequences._make([_mapped(lambda x: x.to(device), x) for x in batch])

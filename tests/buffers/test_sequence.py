@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from fastac import gae
 from fastac.buffers.replay import ReplayBuffer
 from fastac.buffers.saving import ArchiveError
-from fastac.buffers.sequence import SequenceReplayBuffer, Sequences
+from fastac.buffers.sequence import SequenceReplayBuffer
 from fastac.buffers.staging import Staging
+from fastac.buffers.window_memory import Sequences
 from fastac_kernels import windows as kernels
 
 EXAMPLE = {"observations": np.zeros(2, np.float32), "actions": np.zeros(1, np.int64), "state": np.zeros(3, np.float16)}
@@ -315,6 +316,10 @@ def test_memory_mapped_rows_are_opened_again_with_windows_of_any_length(tmp_path
     for _, step in zip(range(130), stream(np.random.default_rng(0), 4, 0.1, 0.05, "anywhere"), strict=False):
         buffer.add(**step)
         plain.add(step)
+    given = {}
+    if alpha is not None:
+        given = {i: 0.25 for i in buffer.sample(5).indices.tolist()}
+        buffer.update_priorities([*given], [*given.values()])
     buffer.flush()
     buffer.close()
     options = {"length": 3, "windows": "padded", "burn_in": 1, "prioritized": alpha is not None}
@@ -327,7 +332,7 @@ def test_memory_mapped_rows_are_opened_again_with_windows_of_any_length(tmp_path
         for name in ("observations", "rewards", "mask", "is_first", "truncated"):
             assert np.array_equal(getattr(batch, name)[:, b], plain.window(start)[name])
     if alpha is not None:
-        assert leaves_of(again) == dict.fromkeys(starts, 1.0)
+        assert leaves_of(again) == {**dict.fromkeys(starts, 1.0), **{i: p**alpha for i, p in given.items()}}
     assert set(again.sample(64).indices.tolist()) <= set(starts)
     again.close()
 
