@@ -111,7 +111,7 @@ def in_float64(agent):
 FILLERS = "next_step/Walk-v0"
 gymnasium.register(FILLERS, sample_envs.Walk, vector_entry_point=sample_envs.VectorWalk, kwargs={"mode": "NextStep"})
 ONLINE = {"num_steps": 5}
-BATCH = {"num_steps": 20, "critic_steps": 3, "norm_adv": True, "optimizer": "adam", "gae_lambda": 0.9}
+BATCH = {"num_envs": 2, "num_steps": 20, "critic_steps": 3, "norm_adv": True, "optimizer": "adam", "gae_lambda": 0.9}
 
 
 @pytest.mark.parametrize("updates", [1, 100])
