@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastac_kernels._jit import inline, kernel
-from fastac_kernels.memory import array_at
+from fastac_kernels.memory import array_at, widest_vectors
 
 Array = NDArray[Any]
 
@@ -21,22 +21,25 @@ BLOCK = 2048
 
 
 @inline
-def _extent(x: Array, mask: Array, masked: bool) -> tuple[Any, Any, Any, int]:
-    """Sum, smallest, largest and number of a block's elements."""
-    real = x.dtype.type
-    total, low, high, count = real(0), real(np.inf), real(-np.inf), 0
+def _extent(x: Array, mask: Array, masked: bool, first: Any) -> tuple[Any, Any, Any]:
+    """A block's sum, its number of elements, and how many of them differ from `first`."""
+    widest_vectors()
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    total, count, different = zero, zero, zero
     for i in range(x.size):
-        valid = (mask[i] != 0) | (not masked)
-        total += x[i] if valid else real(0)
-        low = x[i] if valid & (x[i] < low) else low
-        high = x[i] if valid & (x[i] > high) else high
-        count += valid
-    return total, low, high, count
+        value = x[i]
+        dropped = (mask[i] == 0) & masked
+        kept = first if dropped else value
+        total += zero if dropped else value
+        count += zero if dropped else one
+        different += one if kept != first else zero
+    return total, count, different
 
 
 @inline
 def _centred(x: Array, mask: Array, masked: bool, mean: Any) -> tuple[Any, Any]:
     """Sums of y and y^2 over a block."""
+    widest_vectors()
     real = x.dtype.type
     total, squares = real(0), real(0)
     for i in range(x.size):
@@ -49,6 +52,7 @@ def _centred(x: Array, mask: Array, masked: bool, mean: Any) -> tuple[Any, Any]:
 @inline
 def _scaled(x: Array, mask: Array, masked: bool, mean: Any, scale: Any, shift: Any, out: Array) -> None:
     """The shift is subtracted last: re-associated with the mean it would be rounded away."""
+    widest_vectors()
     zero = x.dtype.type(0)
     for i in range(x.size):
         out[i] = (x[i] - mean) * scale - shift if (mask[i] != 0) | (not masked) else zero
@@ -70,14 +74,19 @@ def normalize_at(x: int, mask: int, out: int, total: int, epsilon: float, like: 
     valid = mask if masked else x  # never selected where there is none, but readable
     flat = array_at(x, total, like)
     itemsize, real = flat.itemsize, flat.dtype.type
-    sums, low, high, count = 0.0, real(np.inf), real(-np.inf), 0
+    at = 0
+    if masked:
+        flags = array_at(mask, total, byte)
+        while at < total and flags[at] == 0:
+            at += 1
+    first = flat[at] if at < total else real(0)
+    sums, count, different = 0.0, 0, 0
     for start in range(0, total, BLOCK):
         size = min(BLOCK, total - start)
-        part = _extent(array_at(x + start * itemsize, size, like), array_at(valid + start, size, byte), masked)
+        part = _extent(array_at(x + start * itemsize, size, like), array_at(valid + start, size, byte), masked, first)
         sums += part[0]
-        low = part[1] if part[1] < low else low
-        high = part[2] if part[2] > high else high
-        count += part[3]
+        count += int(part[1])
+        different += int(part[2])
     exact = sums / max(count, 1)
     mean = real(exact)
     rests, squares = 0.0, 0.0
@@ -89,8 +98,7 @@ def normalize_at(x: int, mask: int, out: int, total: int, epsilon: float, like: 
     rest = rests / max(count, 1)
     variance = max((squares - count * rest * rest) / max(count - 1, 1), 0.0)
     # One element or a constant gives zeros, not a blown-up remainder of rounding; NaN is no constant.
-    constant = (count < 2) | ((low == high) & (exact == exact))
-    if constant:
+    if count < 2 or different == 0:
         o = array_at(out, total, like)
         for i in range(total):
             o[i] = real(0)
