@@ -19,7 +19,7 @@ from fastac.buffers.storage import Storage
 from fastac_kernels import objects, ring
 from fastac_kernels.objects import READABLE
 from fastac_kernels.ring import INSERTED, grow_side, insert, recover
-from fastac_kernels.sampling import EMPTY, FINE, draw_distinct, gather, sample
+from fastac_kernels.sampling import EMPTY, FINE, TILE, draw_distinct, gather, sample
 
 _ndarray, _empty, _new = np.ndarray, np.empty, tuple.__new__
 _FLOAT32, _INT64, _BOOL = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.bool_)
@@ -388,7 +388,7 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
             ring.ITEMS: np.array(described, np.int64),
             ring.OUTPUTS: np.array(outputs, np.int64),
             ring.TABLE: np.zeros(len(described) + 2, np.int64),
-            ring.OUTPUT_TABLE: np.zeros(len(outputs) + 2, np.int64),
+            ring.OUTPUT_TABLE: np.zeros(len(outputs) + 2 + 2 * TILE, np.int64),
             ring.LEAVES: np.array(layout.leaves, np.int64),
             ring.POWERS: self.gamma ** np.arange(self.n_step + 1, dtype=np.float64),
             ring.TRUTHS: objects.KNOWN,
@@ -520,7 +520,7 @@ array([2., 3., 3.], dtype=float32), array([False,  True,  True]))
         """What `objects.read` does, asking numpy; the caller keeps the arrays."""
         table = self._tables[word]
         table[: len(arrays)] = [0 if x is None else x.ctypes.data for x in arrays]
-        table[len(arrays) :] = rows, 1
+        table[len(arrays) : len(arrays) + 2] = rows, 1
 
     def _grow_side(self) -> None:
         size = 2 * int(self._state[ring.SIDE_SIZE])

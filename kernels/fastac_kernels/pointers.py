@@ -65,7 +65,7 @@ def _copy_of(size: int) -> Any:
     return copy_known
 
 
-_copy_32, _copy_16, _copy_8, _copy_4 = _copy_of(32), _copy_of(16), _copy_of(8), _copy_of(4)
+copy_32, copy_16, copy_8, copy_4 = _copy_of(32), _copy_of(16), _copy_of(8), _copy_of(4)
 
 
 def _prefetch_of(write: int, locality: int) -> Any:
@@ -148,18 +148,18 @@ def _copy_overload(target: Any, source: Any, size: Any) -> Any:
         elif size >= 32:
             done = 0
             while done + 32 < size:
-                _copy_32(target + done, source + done)
+                copy_32(target + done, source + done)
                 done += 32
-            _copy_32(target + size - 32, source + size - 32)
+            copy_32(target + size - 32, source + size - 32)
         elif size >= 16:
-            _copy_16(target, source)
-            _copy_16(target + size - 16, source + size - 16)
+            copy_16(target, source)
+            copy_16(target + size - 16, source + size - 16)
         elif size >= 8:
-            _copy_8(target, source)
-            _copy_8(target + size - 8, source + size - 8)
+            copy_8(target, source)
+            copy_8(target + size - 8, source + size - 8)
         elif size >= 4:
-            _copy_4(target, source)
-            _copy_4(target + size - 4, source + size - 4)
+            copy_4(target, source)
+            copy_4(target + size - 4, source + size - 4)
         else:
             for i in range(size):
                 _store(target + i, _load(source + i, np.uint8(0)))

@@ -19,10 +19,10 @@ import numpy as np
 from fastac_kernels import ring
 from fastac_kernels._jit import inline, kernel
 from fastac_kernels.objects import read
-from fastac_kernels.pointers import copy, high_word, load, prefetch_far, store
+from fastac_kernels.pointers import copy, copy_8, copy_16, copy_32, high_word, load, prefetch_far, store
 from fastac_kernels.ring import byte_at, frame_address, get, next_frame_address, put, word_at
 
-AHEAD = 32
+TILE = 32  # rows that are asked for, found and copied together
 LINES = 4  # cache lines of an observation asked for in advance; the hardware fetches the rest of a long one
 FINE, EMPTY = -1, -2  # all is done; there is nothing to draw
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -113,49 +113,118 @@ def _copy_stack(state: int, slot: int, following: int, i: int, plan: tuple[int, 
 
 
 @inline
-def _gather_row(state: int, plan: tuple[int, ...], i: int, serial: int, drawn: bool) -> bool:
-    """Copies one row's transition to place i of the outputs; False, and nothing, where it was drawn and is a filler."""
-    rows, slots, row, envs, reward_at, n, added = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
-    leaves, observation_leaves, others, out, powers, stack = plan[11], plan[12], plan[13], plan[14], plan[15], plan[16]
-    slot = serial - plan[7]
-    slot = slot + slots if slot < 0 else slot
-    first, here = slot, rows + slot * row
-    flags = byte_at(here + reward_at + ring.FLAGS_AFTER)
-    if drawn and not flags & ring.VALID:
-        return False
+def _copy_rows(count: int, rows: int, offset: int, out: int, size: int) -> None:
+    """Copies a field of `count` rows, whose addresses lie at `rows`. One loop for each length: none branches inside."""
+    if 64 < size <= 96:
+        for j in range(count):
+            source, target = word_at(rows + 8 * j) + offset, out + j * size
+            copy_32(target, source)
+            copy_32(target + 32, source + 32)
+            copy_32(target + size - 32, source + size - 32)
+    elif 32 <= size <= 64:
+        for j in range(count):
+            source, target = word_at(rows + 8 * j) + offset, out + j * size
+            copy_32(target, source)
+            copy_32(target + size - 32, source + size - 32)
+    elif 16 <= size < 32:
+        for j in range(count):
+            source, target = word_at(rows + 8 * j) + offset, out + j * size
+            copy_16(target, source)
+            copy_16(target + size - 16, source + size - 16)
+    elif 8 <= size < 16:
+        for j in range(count):
+            source, target = word_at(rows + 8 * j) + offset, out + j * size
+            copy_8(target, source)
+            copy_8(target + size - 8, source + size - 8)
+    else:
+        for j in range(count):
+            copy(out + j * size, word_at(rows + 8 * j) + offset, size)
+
+
+@inline
+def _copy_fields(state: int, plan: tuple[int, ...], count: int, first: int, scratch: int) -> None:
+    """Copies the fields of a tile of rows, and their next observations, to places `first` and up of the outputs."""
+    leaves, observation_leaves, others, out, stack = plan[11], plan[12], plan[13], plan[14], plan[16]
     for leaf in range(0 if stack == 1 else observation_leaves, others):
         size = word_at(leaves + 16 * leaf + 8)
-        copy(word_at(out + 8 * leaf) + i * size, here + word_at(leaves + 16 * leaf), size)
-    last, m = here, 1
-    reward = load(here + reward_at, np.float32(0))
-    if n > 1:
-        total = np.float64(reward)
-        while m < n and not flags & ring.CUT and serial + m * envs < added:
-            slot = _wrapped(slot + envs, slots)
-            last = rows + slot * row
-            total += load(powers + 8 * m, np.float64(0)) * load(last + reward_at, np.float32(0))
-            flags = byte_at(last + reward_at + ring.FLAGS_AFTER)
-            m += 1
-        reward = np.float32(total)
-    if stack > 1:
-        _copy_stack(state, first, slot, i, plan)
-    else:
-        if not plan[8]:
-            following = here + plan[9]
-        elif flags & ring.FILED:
-            following = ring.side_address(state, word_at(last + plan[9]))
-        else:
-            following = rows + _wrapped(slot + envs, slots) * row
+        _copy_rows(count, scratch, word_at(leaves + 16 * leaf), word_at(out + 8 * leaf) + first * size, size)
+    if stack == 1:
         for leaf in range(observation_leaves):
             size = word_at(leaves + 16 * leaf + 8)
-            copy(word_at(out + 8 * (others + leaf)) + i * size, following + word_at(leaves + 16 * leaf), size)
+            target = word_at(out + 8 * (others + leaf)) + first * size
+            _copy_rows(count, scratch + 8 * TILE, word_at(leaves + 16 * leaf), target, size)
+
+
+@inline
+def _serial(state: int, serials: int, number: int, oldest: int, size: int) -> int:
+    """Row number so and so of a list, or of the draws where there is none."""
+    if serials != 0:
+        return word_at(serials + 8 * number)
+    return oldest + random_below(get(state, ring.SEED), number, size)
+
+
+@inline
+def _gather_rows(state: int, batch: int, serials: int) -> int:
+    """Gathers listed rows, or draws rows that are no fillers; returns how many were looked at.
+
+    Tile by tile: what the next tile will need is asked for, then this one's rows are found, then its fields copied.
+    """
+    plan = _plan(state)
+    rows, slots, row, envs, reward_at, n, added = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
+    observation_leaves, others, out, powers, stack = plan[12], plan[13], plan[14], plan[15], plan[16]
+    scratch = out + 8 * (get(state, ring.OUTPUT_COUNT) + 2)
     after = out + 8 * (others + observation_leaves)
-    store(word_at(after) + 4 * i, reward)
-    store(word_at(after + 8) + i, np.uint8(flags & ring.TERMINATED != 0))
-    store(word_at(after + 16) + i, np.uint8(flags & ring.TRUNCATED != 0))
-    store(word_at(after + 24) + 4 * i, np.float32(load(powers + 8 * m, np.float64(0))))
-    store(word_at(after + 32) + 8 * i, np.int64(serial))
-    return True
+    rewards, terminated, truncated = word_at(after), word_at(after + 8), word_at(after + 16)
+    discounts, indices = word_at(after + 24), word_at(after + 32)
+    oldest = max(added - get(state, ring.CAPACITY), 0)
+    size, number = added - oldest, get(state, ring.COUNTER) if serials == 0 else 0
+    begin, i = number, 0
+    for k in range(number, number + min(TILE, batch)):
+        _fetch_row(plan, _serial(state, serials, k, oldest, size))
+    while i < batch:
+        length = min(TILE, batch - i)
+        for k in range(number + length, number + length + min(TILE, batch - i - length)):
+            _fetch_row(plan, _serial(state, serials, k, oldest, size))
+        count = 0
+        for k in range(number, number + length):
+            serial = _serial(state, serials, k, oldest, size)
+            slot = serial - plan[7]
+            slot = slot + slots if slot < 0 else slot
+            first, here = slot, rows + slot * row
+            flags = byte_at(here + reward_at + ring.FLAGS_AFTER)
+            if serials == 0 and not flags & ring.VALID:
+                continue
+            last, m, reward = here, 1, load(here + reward_at, np.float32(0))
+            if n > 1:
+                total = np.float64(reward)
+                while m < n and not flags & ring.CUT and serial + m * envs < added:
+                    slot = _wrapped(slot + envs, slots)
+                    last = rows + slot * row
+                    total += load(powers + 8 * m, np.float64(0)) * load(last + reward_at, np.float32(0))
+                    flags = byte_at(last + reward_at + ring.FLAGS_AFTER)
+                    m += 1
+                reward = np.float32(total)
+            if not plan[8]:
+                following = here + plan[9]
+            elif flags & ring.FILED:
+                following = ring.side_address(state, word_at(last + plan[9]))
+            else:
+                following = rows + _wrapped(slot + envs, slots) * row
+            at = i + count
+            store(scratch + 8 * count, np.int64(here))
+            store(scratch + 8 * (TILE + count), np.int64(following))
+            store(rewards + 4 * at, reward)
+            store(terminated + at, np.uint8(flags & ring.TERMINATED != 0))
+            store(truncated + at, np.uint8(flags & ring.TRUNCATED != 0))
+            store(discounts + 4 * at, np.float32(load(powers + 8 * m, np.float64(0))))
+            store(indices + 8 * at, np.int64(serial))
+            if stack > 1:
+                _copy_stack(state, first, slot, at, plan)
+            count += 1
+        _copy_fields(state, plan, count, i, scratch)
+        number += length
+        i += count
+    return number - begin
 
 
 @kernel
@@ -179,20 +248,10 @@ def sample(state: int, objects: int, batch: int) -> int:
         )
         if item >= 0:
             return item
-    seed, counter, added = get(state, ring.SEED), get(state, ring.COUNTER), get(state, ring.ADDED)
-    plan = _plan(state)
-    oldest = max(added - get(state, ring.CAPACITY), 0)
-    size = added - oldest
-    if size == get(state, ring.FILLERS):
+    if min(get(state, ring.ADDED), get(state, ring.CAPACITY)) == get(state, ring.FILLERS):
         return EMPTY
-    for c in range(counter, counter + min(AHEAD, batch)):
-        _fetch_row(plan, oldest + random_below(seed, c, size))
-    i = 0
-    while i < batch:
-        _fetch_row(plan, oldest + random_below(seed, counter + AHEAD, size))
-        i += _gather_row(state, plan, i, oldest + random_below(seed, counter, size), True)
-        counter += 1
-    put(state, ring.COUNTER, counter)
+    counter = get(state, ring.COUNTER)
+    put(state, ring.COUNTER, counter + _gather_rows(state, batch, 0))
     return FINE
 
 
@@ -206,13 +265,7 @@ def gather(state: int, objects: int, batch: int, serials: int) -> int:
         )
         if item >= 0:
             return item
-    plan = _plan(state)
-    for i in range(min(AHEAD, batch)):
-        _fetch_row(plan, word_at(serials + 8 * i))
-    for i in range(batch):
-        if i + AHEAD < batch:
-            _fetch_row(plan, word_at(serials + 8 * (i + AHEAD)))
-        _gather_row(state, plan, i, word_at(serials + 8 * i), False)
+    _gather_rows(state, batch, serials)
     return FINE
 
 
