@@ -1,7 +1,10 @@
 """Insertion into a ring of packed rows, one step of all environments at a time.
 
-Row t of environment e has the serial number t * N + e, counted over the ring's whole life, and lies in slot
-serial % slots. It begins with the observation; then come action, extra fields, the reward (float32), a byte of flags, a
+Row t of environment e has a serial number, counted over the ring's whole life, and lies in a slot:
+
+    serial = t * N + e,   slot = serial % slots
+
+It begins with the observation; then come action, extra fields, the reward (float32), a byte of flags, a
 byte of age and, where its next observation lies apart, that one's place in the side table.
 
 The next observation of row t is written where row t + 1 will begin. When that row is added, its observation is compared
