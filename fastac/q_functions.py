@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 import gymnasium
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from fastac.images import image_of
 from fastac.networks import Activation, NatureConvolutions, mlp
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class QFunctions(nn.Module):
@@ -38,9 +40,19 @@ class QFunctions(nn.Module):
 
     def forward(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, ...]:
         """Maps observations `(B, *obs)` and actions `(B, A)` to K values `(B,)` each."""
+        inputs = self._inputs(observations, actions)
+        return tuple(self._value(network, inputs) for network in self.networks)
+
+    def _inputs(self, observations: Tensor, actions: Tensor) -> Tensor:
         features = observations if self.convolutions is None else self.convolutions(observations)
-        inputs = torch.cat([features, actions], dim=1)
-        return tuple(cast(Tensor, network(inputs)).squeeze(1) for network in self.networks)
+        return torch.cat([features, actions], dim=1)
+
+    def _value(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        return cast(Tensor, network(inputs)).squeeze(1)
+
+    def first(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Returns Q_1(s, a), `(B,)`; the other networks do not run."""
+        return self._value(self.networks[0], self._inputs(observations, actions))
 
     def minimum(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Returns min_k Q_k(s, a), `(B,)` (clipped double Q-learning, Fujimoto et al. 2018, equation 10)."""
@@ -93,7 +105,7 @@ def make_q_functions(
     return QFunctions(networks, convolutions)
 
 
-class Target:
+class Target(Generic[M]):
     """A copy of networks that follows them: theta' <- theta' + tau (theta - theta'), Polyak averaging.
 
     (Lillicrap et al. 2016, algorithm 1, arXiv:1509.02971.)
@@ -114,9 +126,9 @@ class Target:
         3.0
     """
 
-    def __init__(self, network: nn.Module, tau: float):
+    def __init__(self, network: M, tau: float):
         self.tau = tau
-        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.network: M = copy.deepcopy(network).requires_grad_(False)
         self._ours = [p.detach() for p in self.network.parameters()]
         self._theirs = [p.detach() for p in network.parameters()]
 

@@ -23,6 +23,12 @@ ALGORITHMS = {
     "Schulman et al. 2015, arXiv:1502.05477.",
     "ppo": "Proximal policy optimisation: many gradient steps on one rollout, with the ratio clipped. "
     "Schulman et al. 2017, arXiv:1707.06347.",
+    "sac": "Soft actor-critic: replay, two Q-functions, a policy as random as a learned temperature asks. "
+    "Haarnoja et al. 2018, arXiv:1812.05905.",
+    "td3": "Twin delayed deep deterministic policy gradient: replay, two Q-functions, smoothed targets. "
+    "Fujimoto et al. 2018, arXiv:1802.09477.",
+    "ddpg": "Deep deterministic policy gradient: replay, the gradient of Q through the action. "
+    "Lillicrap et al. 2016, arXiv:1509.02971.",
 }
 """Module name to description and paper."""
 
