@@ -129,9 +129,10 @@ class Target(Generic[M]):
     def __init__(self, network: M, tau: float):
         self.tau = tau
         self.network: M = copy.deepcopy(network).requires_grad_(False)
-        self._ours = [p.detach() for p in self.network.parameters()]
-        self._theirs = [p.detach() for p in network.parameters()]
+        self._ours: list[Tensor] = list(self.network.parameters())
+        self._theirs: list[Tensor] = list(network.parameters())
 
     def follow(self) -> None:
         """Takes one step."""
-        torch._foreach_lerp_(self._ours, self._theirs, self.tau)
+        with torch.no_grad():
+            torch._foreach_lerp_(self._ours, self._theirs, self.tau)
