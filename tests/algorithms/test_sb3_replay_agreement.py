@@ -1,4 +1,4 @@
-"""The same weights, batches and noise: the parameters of SAC, TD3 and DDPG are Stable-Baselines3's, after 1 and 100 updates.
+"""The same weights, batches and noise: SAC, TD3 and DDPG take Stable-Baselines3's steps, 1 and 100 of them.
 
 For development: Stable-Baselines3 is a peer to compare with, not a dependency (`pip install -e ".[bench]"`).
 """
