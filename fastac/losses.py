@@ -134,7 +134,7 @@ def ppo_loss(
     heads = distribution.parameters
     options = (clip_coef, vf_coef, ent_coef, norm_adv, clip_vloss, dual_clip)
     if _kernels_take(distribution, heads, values, data):
-        total, metrics = _Node.apply(data, options, values, *heads)  # type: ignore[no-untyped-call]
+        total, metrics = _apply_node(data, options, values, *heads)
         return total, metrics
     return _in_torch(distribution, values, data, options)
 
@@ -180,10 +180,10 @@ def _kernels_take(
     for x in data[1:]:
         if x.shape != (rows,) or x.dtype is not torch.float32:
             return False
-    return all(
-        type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and x.is_contiguous() and not x.is_neg()
-        for x in (*heads, values, *data)
-    ) and all(x.dtype is torch.float32 for x in (*heads, values))
+    for x in (*heads, values, *data):
+        if type(x) not in (Tensor, torch.nn.Parameter) or not x.is_cpu or not x.is_contiguous() or x.is_neg():
+            return False
+    return values.dtype is torch.float32 and heads[-1].dtype is torch.float32
 
 
 class _Node(torch.autograd.Function):
@@ -239,3 +239,7 @@ class _Node(torch.autograd.Function):
         # Products, not the tensors themselves: a second backward pass wants them unchanged.
         *of_heads, of_values = [gradient * output_gradient for gradient in ctx.gradients]
         return (None, None, of_values, *of_heads)
+
+
+# `Function.apply` without its look for transforms, which `_kernels_take` has had already.
+_apply_node: Any = super(torch.autograd.Function, _Node).apply

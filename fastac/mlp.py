@@ -30,10 +30,8 @@ class Plan(NamedTuple):
     """What the kernels need to know of a network, and what it was read from."""
 
     modules: tuple[nn.Module, ...]
-    linears: tuple[nn.Linear, ...]
     parameters: tuple[Tensor, ...]  # W_1, b_1, W_2, ...
-    pointers: tuple[int, ...]
-    shapes: tuple[torch.Size, ...]
+    entries: tuple[tuple[dict[str, Any], str, Tensor, int, torch.Size], ...]  # where each is, what and where it was
     addresses: NDArray[np.int64]
     sizes: NDArray[np.int64]
     where: tuple[int, int, int]  # addresses of the two arrays above, and the number of layers
@@ -79,7 +77,7 @@ class MLP(nn.Sequential):
         if plan is None or input.shape[1] != plan.widths[0] or _is_heard(plan.modules):
             return super().forward(input)  # type: ignore[no-untyped-call, no-any-return]
         if torch.is_grad_enabled():
-            outputs: Tensor = MLPNode.apply(input.contiguous(), plan, *plan.parameters)  # type: ignore[no-untyped-call]
+            outputs: Tensor = apply_node(input.contiguous(), plan, *plan.parameters)
             return outputs
         return run(plan, input.contiguous())[0]
 
@@ -135,6 +133,10 @@ class MLPNode(torch.autograd.Function):
         return (into_x, None, *into)
 
 
+# `Function.apply` without its look for transforms, which `takes` has had already.
+apply_node: Any = super(torch.autograd.Function, MLPNode).apply
+
+
 def run(plan: Plan, x: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the outputs and the hidden activations of contiguous rows."""
     batch = len(x)
@@ -175,20 +177,10 @@ def _is_current(plan: Plan, modules: Mapping[str, nn.Module | None]) -> bool:
     for module, known in zip(modules.values(), plan.modules, strict=True):
         if module is not known:
             return False
-    known_parameters, pointers, shapes = plan.parameters, plan.pointers, plan.shapes
-    k = 0
-    for linear in plan.linears:
-        parameters = linear._parameters
-        for p in (parameters.get("weight"), parameters.get("bias")):
-            if (
-                p is None
-                or p is not known_parameters[k]
-                or p.data_ptr() != pointers[k]
-                or p.shape != shapes[k]
-                or not p.is_contiguous()
-            ):
-                return False
-            k += 1
+    for holder, name, known_parameter, pointer, shape in plan.entries:
+        p = holder.get(name)
+        if p is not known_parameter or p.data_ptr() != pointer or p.shape != shape or not p.is_contiguous():
+            return False
     return True
 
 
@@ -212,15 +204,17 @@ def _read(modules: tuple[nn.Module | None, ...]) -> Plan | None:
         for linear, i, o in zip(linears, widths[:-1], widths[1:], strict=True)
     ):
         return None
-    pointers = tuple(p.data_ptr() for p in parameters)
-    addresses, sizes = np.array(pointers, np.int64), np.array(widths, np.int64)
+    addresses, sizes = np.array([p.data_ptr() for p in parameters], np.int64), np.array(widths, np.int64)
     hidden = widths[1:-1]
     return Plan(
         modules=tuple(module for module in modules if module is not None),
-        linears=linears,
         parameters=tuple(parameters),
-        pointers=pointers,
-        shapes=tuple(p.shape for p in parameters),
+        entries=tuple(
+            (linear._parameters, name, p, p.data_ptr(), p.shape)
+            for linear in linears
+            for name in ("weight", "bias")
+            if (p := linear._parameters[name]) is not None
+        ),
         addresses=addresses,
         sizes=sizes,
         where=(addresses.ctypes.data, sizes.ctypes.data, len(linears)),

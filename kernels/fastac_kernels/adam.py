@@ -1,8 +1,8 @@
 """Adam with its gradient's norm bounded, in one pass over parameters, gradients and moments (Kingma and Ba 2015).
 
-    g <- g min(1, c / (|g| + 1e-6)),   |g| over all parameters together
-    m <- m + (1 - beta1) (g - m),   v <- beta2 v + (1 - beta2) g^2
-    theta <- theta - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)        (their algorithm 1)
+    g = g min(1, c / (|g| + 1e-6)),   |g| over all parameters together
+    m = m + (1 - beta1) (g - m),   v = beta2 v + (1 - beta2) g^2
+    theta = theta - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)        (their algorithm 1)
 
 in the order of operations of `torch.optim.Adam` and `torch.nn.utils.clip_grad_norm_`.
 """
