@@ -7,10 +7,11 @@ between them. A window of L rows is one of three:
     padded    what is left of a run, at least `least` rows, and at most L; its last row is repeated up to L,
     across    any L rows that begin with no filler.
 
-With N environments, row t of environment e has the serial number i = t N + e. When it is added, at most one window becomes possible that was not before: the one that begins
-`least` - 1 rows earlier (L - 1 rows for whole ones and those across). It ceases to be possible when its first row, the
-oldest it has, is overwritten. Starts therefore come in the order of their serial numbers and go in that order: a queue
-in a ring holds them all, each row costs O(1), and draws take O(1) however many rows there are.
+With N environments, row t of environment e has the serial number i = t N + e. When it is added, at most one window
+becomes possible that was not before: the one that begins `least` - 1 rows earlier (L - 1 rows for whole ones and those
+across). It ceases to be possible when its first row, the oldest it has, is overwritten. Starts therefore come in the
+order of their serial numbers and go in that order: a queue in a ring holds them all, each row costs O(1), and draws
+take O(1) however many rows there are.
 """
 
 from typing import Any
