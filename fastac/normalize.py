@@ -63,11 +63,34 @@ def _normalize_array(x: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[Any]
     return out.astype(x.dtype, copy=False)
 
 
+def _is_plain(x: Tensor) -> bool:
+    """Whether its memory is what it says: a CPU tensor proper, dense, contiguous, not negated in passing."""
+    import torch
+
+    return (
+        type(x) in (torch.Tensor, torch.nn.Parameter)
+        and x.layout is torch.strided
+        and x.is_cpu
+        and x.is_contiguous()
+        and not x.is_neg()
+    )
+
+
 def _normalize_tensor(x: Tensor, mask: Any) -> Tensor:
     import torch
 
     if not x.is_floating_point():
         raise TypeError(f"advantages: got dtype {x.dtype}, expected a floating one")
+    if not torch.compiler.is_compiling():
+        from fastac import _torch_ops
+
+        like = _torch_ops._LIKE.get(x.dtype)
+        plain = _is_plain(x) and (mask is None or (mask.dtype is torch.bool and _is_plain(mask)))
+        if like is not None and plain and _torch_ops._unheard():
+            out = torch.empty_like(x.detach())
+            valid = 0 if mask is None else mask.data_ptr()
+            _normalize_at(x.data_ptr(), valid, out.data_ptr(), x.numel(), EPSILON, like)
+            return out
     with torch.no_grad():
         work = x.detach()
         if work.dtype in (torch.float16, torch.bfloat16):

@@ -72,6 +72,68 @@ def test_large_arrays_far_from_zero_keep_their_digits(size):
     np.testing.assert_allclose(normalize_advantages(x.T), expected.T, atol=2e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 3e-6), (np.float64, 1e-10)])
+def test_blocks_merge_whatever_the_mask_leaves_of_them(kind, offset, dtype, tolerance):
+    """Row R11: whole blocks masked, one element left of another, means far apart; NaN and infinity under the mask."""
+    rng = np.random.default_rng(3)
+    x = (rng.normal(size=5 * 2048 + 7) + offset).astype(dtype)
+    x[2048 : 3 * 2048] += 5
+    mask = rng.random(len(x)) < 0.7
+    mask[:2048] = mask[3 * 2048 : 4 * 2048] = False
+    mask[3 * 2048 + 5] = True
+    wide = x.astype(np.float64)
+    kept = wide[mask]
+    expected = np.where(mask, (wide - kept.mean()) / (kept.std(ddof=1) + 1e-8), 0)
+    x[~mask] = np.resize([np.nan, np.inf, -np.inf], (~mask).sum())
+    out = as_array(normalize_advantages(kind(x), kind(mask)))
+    assert out.dtype == dtype
+    np.testing.assert_allclose(out, expected, atol=tolerance * max(1, offset / 10))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_constant_but_for_the_last_element_is_no_constant(kind):
+    x = np.full(5000, 0.1, np.float32)
+    x[-1] = 0.2
+    assert as_array(normalize_advantages(kind(x)))[-1] > 10
+    mask = np.ones(5000, bool)
+    mask[-1] = False
+    assert not as_array(normalize_advantages(kind(x), kind(mask))).any()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_tensors_of_every_layout_agree_with_plain_ones(dtype, masked):
+    """Views, other masks and a negated imaginary part take torch's operations, plain tensors the kernel."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 8, generator=generator).to(dtype)
+    mask = torch.rand(6, 8, generator=generator) < 0.7 if masked else None
+    expected = normalize_advantages(x.clone(), mask).double()
+    tolerance = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-6, torch.float64: 1e-12}[dtype]
+    strided = torch.empty(6, 16, dtype=dtype)[:, ::2].copy_(x)
+    others = [(strided, mask), (x.t().contiguous().t(), mask), (x.clone().requires_grad_(), mask)]
+    others += [] if mask is None else [(x, mask.float()), (x, mask.t().contiguous().t())]
+    if dtype is torch.float64:
+        others.append((torch.complex(x, -x).conj().imag, mask))
+    for y, valid in others:
+        out = normalize_advantages(y, valid)
+        assert out.dtype is dtype
+        assert not out.requires_grad
+        torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance)
+
+
+def test_whoever_listens_to_torch_hears_of_it():
+    """Under `vmap`, a dispatch mode or the compiler the operations are torch's, with the same result."""
+    x = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    rows = torch.stack([normalize_advantages(row) for row in x])
+    torch.testing.assert_close(torch.func.vmap(normalize_advantages)(x), rows)
+    compiled = torch.compile(normalize_advantages, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x[0]), rows[0])
+    with torch.utils.flop_counter.FlopCounterMode(display=False):
+        torch.testing.assert_close(normalize_advantages(x[1]), rows[1])
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(TypeError, match="advantages: got dtype int64"):
         normalize_advantages(np.arange(3))

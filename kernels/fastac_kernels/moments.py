@@ -1,10 +1,12 @@
-"""Standardising by the mean and deviation of the elements that a mask leaves, in three passes over them.
+"""Standardising by the mean and deviation of the elements that a mask leaves, in two passes over memory.
 
-    mean = sum x / n,   y = x - mean,   d = sum y / n
-    var  = (sum y^2 - n d^2) / (n - 1),   out = (y - d) / (sqrt(var) + eps)
+    out = (x - mean) / (sqrt(M2 / (n - 1)) + eps),   M2 = sum (x - mean)^2
 
-d is what rounding left of the mean (Chan, Golub and LeVeque 1983, *Algorithms for Computing the Sample Variance*, the
-corrected two-pass algorithm). Blocks are summed in their own type, in vector registers, the blocks' sums in float64.
+A block of 2048 elements is read twice while it is in the first-level cache: for its mean, then for the squares about
+it, each summed in the elements' own type, in vector registers. Blocks a and b are merged in float64 (Chan, Golub and
+LeVeque 1983, *Algorithms for Computing the Sample Variance*, equation 2.1):
+
+    M2 = M2_a + M2_b + (mean_b - mean_a)^2 n_a n_b / (n_a + n_b)
 """
 
 from typing import Any
@@ -21,41 +23,65 @@ BLOCK = 2048
 
 
 @inline
-def _extent(x: Array, mask: Array, masked: bool, first: Any) -> tuple[Any, Any, Any]:
-    """A block's sum, its number of elements, and how many of them differ from `first`."""
+def _count(mask: Array) -> int:
     widest_vectors()
-    zero, one = x.dtype.type(0), x.dtype.type(1)
-    total, count, different = zero, zero, zero
+    valid = 0
+    for i in range(mask.size):
+        valid += mask[i] != 0
+    return valid
+
+
+# In a loop of its own: counting beside it would leave the sum a chain of additions.
+@inline
+def _sum(x: Array, mask: Array | None) -> Any:
+    widest_vectors()
+    zero = x.dtype.type(0)
+    total = zero
     for i in range(x.size):
         value = x[i]
-        dropped = (mask[i] == 0) & masked
-        kept = first if dropped else value
-        total += zero if dropped else value
-        count += zero if dropped else one
-        different += one if kept != first else zero
-    return total, count, different
+        if mask is not None:
+            value = value if mask[i] != 0 else zero
+        total += value
+    return total
 
 
 @inline
-def _centred(x: Array, mask: Array, masked: bool, mean: Any) -> tuple[Any, Any]:
-    """Sums of y and y^2 over a block."""
+def _squares(x: Array, mask: Array | None, center: Any) -> tuple[Any, Any]:
+    """Sums of y = x - center, and of y^2."""
     widest_vectors()
-    real = x.dtype.type
-    total, squares = real(0), real(0)
+    zero = x.dtype.type(0)
+    rest, squares = zero, zero
     for i in range(x.size):
-        y = x[i] - mean if (mask[i] != 0) | (not masked) else real(0)
-        total += y
+        y = x[i] - center
+        if mask is not None:
+            y = y if mask[i] != 0 else zero
+        rest += y
         squares += y * y
-    return total, squares
+    return rest, squares
 
 
 @inline
-def _scaled(x: Array, mask: Array, masked: bool, mean: Any, scale: Any, shift: Any, out: Array) -> None:
+def _scale(x: Array, mask: Array | None, center: Any, scale: Any, shift: Any, out: Array) -> None:
     """The shift is subtracted last: re-associated with the mean it would be rounded away."""
     widest_vectors()
     zero = x.dtype.type(0)
     for i in range(x.size):
-        out[i] = (x[i] - mean) * scale - shift if (mask[i] != 0) | (not masked) else zero
+        y = (x[i] - center) * scale - shift
+        if mask is not None:
+            y = y if mask[i] != 0 else zero
+        out[i] = y
+
+
+@inline
+def _is_constant(x: Array, mask: Array, masked: bool) -> bool:
+    """Whether no two elements that count differ; most arrays say so at once. NaN differs from itself."""
+    first = 0
+    while masked and first < x.size and mask[first] == 0:
+        first += 1
+    i = first
+    while i < x.size and ((masked and mask[i] == 0) or x[i] == x[first]):
+        i += 1
+    return i >= x.size
 
 
 @kernel
@@ -70,43 +96,39 @@ def normalize_at(x: int, mask: int, out: int, total: int, epsilon: float, like: 
         epsilon: Added to the deviation.
         like: A scalar of the arrays' dtype.
     """
-    byte, masked = np.uint8(0), mask != 0
-    valid = mask if masked else x  # never selected where there is none, but readable
-    flat = array_at(x, total, like)
+    byte = np.uint8(0)
+    flat, scaled = array_at(x, total, like), array_at(out, total, like)
     itemsize, real = flat.itemsize, flat.dtype.type
-    at = 0
-    if masked:
-        flags = array_at(mask, total, byte)
-        while at < total and flags[at] == 0:
-            at += 1
-    first = flat[at] if at < total else real(0)
-    sums, count, different = 0.0, 0, 0
+    count, mean, m2 = 0, 0.0, 0.0
     for start in range(0, total, BLOCK):
         size = min(BLOCK, total - start)
-        part = _extent(array_at(x + start * itemsize, size, like), array_at(valid + start, size, byte), masked, first)
-        sums += part[0]
-        count += int(part[1])
-        different += int(part[2])
-    exact = sums / max(count, 1)
-    mean = real(exact)
-    rests, squares = 0.0, 0.0
-    for start in range(0, total, BLOCK):
-        size = min(BLOCK, total - start)
-        more = _centred(array_at(x + start * itemsize, size, like), array_at(valid + start, size, byte), masked, mean)
-        rests += more[0]
-        squares += more[1]
-    rest = rests / max(count, 1)
-    variance = max((squares - count * rest * rest) / max(count - 1, 1), 0.0)
-    # One element or a constant gives zeros, not a blown-up remainder of rounding; NaN is no constant.
-    if count < 2 or different == 0:
-        o = array_at(out, total, like)
+        part = array_at(x + start * itemsize, size, like)
+        if mask == 0:
+            more = size
+            center = real(_sum(part, None) / more)
+            rest, squares = _squares(part, None, center)
+        else:
+            valid = array_at(mask + start, size, byte)
+            more = _count(valid)
+            center = real(_sum(part, valid) / max(more, 1))
+            rest, squares = _squares(part, valid, center)
+        if more > 0:
+            delta = center + np.float64(rest) / more - mean
+            m2 += squares - np.float64(rest) * rest / more + delta * delta * (count * (more / (count + more)))
+            count += more
+            mean += delta * (more / count)
+    # One element or a constant gives zeros, not a blown-up remainder of rounding.
+    if count < 2 or _is_constant(flat, array_at(mask, total, byte), mask != 0):
         for i in range(total):
-            o[i] = real(0)
+            scaled[i] = real(0)
         return
-    deviation = np.sqrt(variance) + epsilon
+    deviation = np.sqrt(max(m2, 0.0) / (count - 1)) + epsilon
+    center = real(mean)
+    scale, shift = real(1.0 / deviation), real((mean - center) / deviation)
     for start in range(0, total, BLOCK):
         size, at = min(BLOCK, total - start), start * itemsize
-        _scaled(
-            array_at(x + at, size, like), array_at(valid + start, size, byte), masked, mean,
-            real(1.0 / deviation), real(rest / deviation), array_at(out + at, size, like),
-        )  # fmt: skip
+        part, piece = array_at(x + at, size, like), array_at(out + at, size, like)
+        if mask == 0:
+            _scale(part, None, center, scale, shift, piece)
+        else:
+            _scale(part, array_at(mask + start, size, byte), center, scale, shift, piece)
