@@ -43,10 +43,11 @@ PEERS = (
     ("TorchRL `vtrace_advantage_estimate`", f"{FUNCTIONAL}:vtrace_advantage_estimate", "torchrl", "vtrace"),
     ("rlax `vtrace_td_error_and_advantage`", "rlax:vtrace_td_error_and_advantage", "rlax", "vtrace"),
     ("rlox `compute_vtrace`", "rlox:compute_vtrace", "rlox", "vtrace"),
+    ("rlax `retrace_continuous`", "rlax:retrace_continuous", "rlax", "retrace"),
 )
 PACKAGES = ("stable-baselines3", "torchrl", "tianshou", "rlax", "rlox")
 ROLLOUT = 8  # steps of the collector's rollout below
-OURS = ("gae", "discounted_returns", "n_step_returns", "lambda_returns", "vtrace")
+OURS = ("gae", "discounted_returns", "n_step_returns", "lambda_returns", "vtrace", "retrace")
 
 
 def run() -> dict[str, Any]:
@@ -168,6 +169,7 @@ def page(result: dict[str, Any]) -> str:
         "n_step_returns": "n-step returns",
         "lambda_returns": "lambda returns",
         "vtrace": "V-trace",
+        "retrace": "Retrace",
     }
     lines = ["| | right | wrong | wrong at | cannot say |", "| --- | ---: | ---: | --- | --- |"]
     for estimator, title in titles.items():

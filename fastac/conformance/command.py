@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         rows += [f"  {estimator}: {how}" for estimator, how in row.function.items()]
     made = _Parser(
         prog="fastac conformance",
-        description="Run your GAE, returns or V-trace against every episode boundary; it says which it gets wrong.",
+        description="Run your GAE, returns, V-trace or Retrace against every episode boundary: what is wrong?",
         epilog="exit code: 0 nothing is wrong, 1 a boundary is wrong, 2 the command is\n\nconventions:\n"
         + "\n".join(f"  {line}" for line in rows),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -17,6 +17,7 @@ ENDS = (
             "n_step_returns": "7/2 1 4 4",
             "lambda_returns": "17/4 1 4 4",
             "vtrace": ("17/4 5/2 4 4", "1/4 -3/2 0 0"),
+            "retrace": "17/4 1 4 4",
         },
     ),
     Scenario(
@@ -35,6 +36,7 @@ ENDS = (
             "n_step_returns": "3/2 1 12 8",
             "lambda_returns": "3/2 1 12 8",
             "vtrace": ("5/4 1/2 12 8", "5/4 1/2 12 8"),
+            "retrace": "5/4 1 12 8",
         },
     ),
     Scenario(
@@ -52,6 +54,7 @@ ENDS = (
             "n_step_returns": "5/2 3/2 1 0 4",
             "lambda_returns": "41/16 9/4 1 0 4",
             "vtrace": ("19/8 11/4 1 0 4", "-13/8 -5/4 -3 0 0"),
+            "retrace": "19/8 3/2 1 0 4",
         },
     ),
     Scenario(
@@ -69,6 +72,7 @@ ENDS = (
             "n_step_returns": "9/2 3 4 4",
             "lambda_returns": "19/4 3 4 4",
             "vtrace": ("19/4 7/2 4 4", "3/4 -1/2 0 0"),
+            "retrace": "19/4 3 4 4",
         },
     ),
     Scenario(
@@ -86,6 +90,7 @@ ENDS = (
             "n_step_returns": "3/2 1 0 0",
             "lambda_returns": "9/4 1 0 0",
             "vtrace": ("9/4 5/2 0 0", "-7/4 -3/2 0 0"),
+            "retrace": "9/4 1 0 0",
         },
     ),
     Scenario(
@@ -103,6 +108,7 @@ ENDS = (
             "n_step_returns": "3/2 1 4 4",
             "lambda_returns": "5/4 1 4 4",
             "vtrace": ("5/4 1/2 4 4", "5/4 1/2 0 0"),
+            "retrace": "5/4 1 4 4",
         },
     ),
     Scenario(
@@ -121,6 +127,7 @@ ENDS = (
             "n_step_returns": "3/2 1 12 8",
             "lambda_returns": "3/2 1 12 8",
             "vtrace": ("5/4 1/2 12 8", "5/4 1/2 12 8"),
+            "retrace": "5/4 1 12 8",
         },
     ),
     Scenario(
@@ -139,6 +146,7 @@ ENDS = (
             "n_step_returns": "2 2 5 4",
             "lambda_returns": "5/2 2 5 4",
             "vtrace": ("5/2 3 5 4", "1/2 -1 -3 0"),
+            "retrace": "5/2 2 5 4",
         },
     ),
     Scenario(
@@ -157,6 +165,7 @@ ENDS = (
             "n_step_returns": "2 2 8 10 8 6",
             "lambda_returns": "5/2 2 13/2 10 8 6",
             "vtrace": ("5/2 3 8 10 5 6", "1/2 -1 0 6 3 0"),
+            "retrace": "5/2 2 8 10 8 6",
         },
     ),
     Scenario(
@@ -172,6 +181,7 @@ ENDS = (
             "n_step_returns": "1 2 3",
             "lambda_returns": "1 2 3",
             "vtrace": ("1 3 3", "-1 -1 -5"),
+            "retrace": "1 2 3",
         },
     ),
     Scenario(
@@ -188,6 +198,7 @@ ENDS = (
             "n_step_returns": "4 3 5",
             "lambda_returns": "4 3 5",
             "vtrace": ("4 7/2 5", "2 -1/2 -3"),
+            "retrace": "4 3 5",
         },
     ),
     Scenario(
@@ -204,6 +215,7 @@ ENDS = (
             "n_step_returns": "2 2 5 4",
             "lambda_returns": "5/2 2 5 4",
             "vtrace": ("5/2 3 5 4", "1/2 -1 -3 0"),
+            "retrace": "5/2 2 5 4",
         },
     ),
     Scenario(
@@ -220,6 +232,7 @@ ENDS = (
             "n_step_returns": "4 7/2 3",
             "lambda_returns": "51/16 19/4 3",
             "vtrace": ("23/8 15/4 3", "7/8 -1/4 -5"),
+            "retrace": "23/8 7/2 3",
         },
     ),
     Scenario(
@@ -236,6 +249,7 @@ ENDS = (
             "n_step_returns": "2 2 ? 7",
             "lambda_returns": "5/2 2 ? 7",
             "vtrace": ("5/2 3 ? 7", "1/2 -1 ? 3"),
+            "retrace": "5/2 2 ? 7",
         },
     ),
     Scenario(
@@ -252,6 +266,7 @@ ENDS = (
             "n_step_returns": "9/2 7 ? 7",
             "lambda_returns": "15/4 7 ? 7",
             "vtrace": ("15/4 11/2 ? 7", "7/4 3/2 ? 3"),
+            "retrace": "15/4 7 ? 7",
         },
     ),
 )

@@ -110,7 +110,8 @@ def check(
     Args:
         function: What to call; `CONVENTIONS[convention].function[estimator]` says how it will be.
         convention: Name in `CONVENTIONS`: how the function lays out time, flags, next values and results.
-        estimator: What it computes: "gae", "discounted_returns", "n_step_returns", "lambda_returns" or "vtrace".
+        estimator: What it computes: "gae", "discounted_returns", "n_step_returns", "lambda_returns", "vtrace" or
+            "retrace".
         tensors: Pass torch tensors where the convention leaves the choice.
 
     Returns:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from fastac.conventions import Call
 
-ESTIMATORS = ("gae", "discounted_returns", "n_step_returns", "lambda_returns", "vtrace")
-RATIOS = (2.0, 0.5, 1.0)  # V-trace's pi / mu where a scenario names none: row t of environment e has RATIOS[t + e]
+ESTIMATORS = ("gae", "discounted_returns", "n_step_returns", "lambda_returns", "vtrace", "retrace")
+RATIOS = (2.0, 0.5, 1.0)  # pi / mu where a scenario names none: row t of environment e has RATIOS[t + e]
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,18 @@ class Scenario:
     Attributes:
         name: A few words.
         sentence: Which boundary it is about, and what goes wrong when it fails.
-        rewards: Text of `(T, N)` numbers, environment by environment; `values` likewise.
-        next_values: Full, as many as rewards, or short: one for each environment.
+        rewards: Text of `(T, N)` numbers, environment by environment; `values` likewise, which for Retrace are
+            Q(s_t, a_t).
+        next_values: Full, as many as rewards, or short: one for each environment. Retrace always gets them full:
+            in place of short ones, each valid row's is the next valid row's value.
         terminated: Flags; `truncated` and `mask` likewise. Truncated needs full next values.
-        expected: By estimator; GAE's are the advantages, V-trace's targets and advantages.
+        expected: By estimator; GAE's are the advantages, V-trace's targets and advantages, Retrace's the targets.
         pitfalls: Defects in public libraries that it stands for, by the project's numbers.
         gamma: Discount.
         lambda_: `gae_lambda` and `td_lambda`.
-        trace_lambda: V-trace's lambda.
+        trace_lambda: V-trace's and Retrace's lambda.
         n: Steps of n-step returns.
-        ratios: V-trace's pi / mu; its thresholds are `rho_clip`, `c_clip` and `pg_rho_clip`.
+        ratios: pi / mu; V-trace's thresholds are `rho_clip`, `c_clip` and `pg_rho_clip`.
         rewards_dtype: Dtype of the rewards; values are float32.
         layout: "batch_first" asks for arrays `(N, T)`, "packed" for `cu_seqlens`: of fastac's own convention only.
     """
@@ -68,6 +70,8 @@ class Scenario:
         rewards, values, next_values = (numbers(text) for text in (self.rewards, self.values, self.next_values))
         full = bool(self.truncated) or next_values.shape == rewards.shape != (1, rewards.shape[1])
         length, count = rewards.shape
+        if estimator == "retrace" and not full:
+            full, next_values = True, self._following(values, next_values[0])
         cycle = np.add.outer(np.arange(length), np.arange(count)) % len(RATIOS)
         ratios = numbers(self.ratios) if self.ratios else np.array(RATIOS)[cycle]
         gamma, lambda_ = float(Fraction(self.gamma)), float(Fraction(self.lambda_))
@@ -78,6 +82,7 @@ class Scenario:
             "n_step_returns": {"n": self.n},
             "lambda_returns": {"td_lambda": lambda_},
             "vtrace": {"trace_lambda": float(Fraction(self.trace_lambda)), **clips},
+            "retrace": {"trace_lambda": float(Fraction(self.trace_lambda))},
         }
         return Call(
             estimator,
@@ -99,10 +104,19 @@ class Scenario:
         if isinstance(expected, tuple):
             return {"targets": numbers(expected[0]), "advantages": numbers(expected[1])}
         if estimator != "gae":
-            return {"returns": numbers(expected)}
+            return {"targets" if estimator == "retrace" else "returns": numbers(expected)}
         advantages, values = numbers(expected), numbers(self.values)
         returns = advantages + values
         return {"advantages": advantages, "returns": np.where(flags(self.mask), returns, 0) if self.mask else returns}
+
+    def _following(self, values: NDArray[np.float64], last: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Each row's next valid row's value, and `last` behind the last one."""
+        valid = flags(self.mask) if self.mask else np.ones(values.shape, np.bool_)
+        following, after = np.empty_like(values), last
+        for t in reversed(range(len(values))):
+            following[t] = after
+            after = np.where(valid[t], values[t], after)
+        return following
 
 
 def numbers(text: str) -> NDArray[np.float64]:

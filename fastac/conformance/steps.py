@@ -1,4 +1,4 @@
-"""What only n-step returns or V-trace can get wrong."""
+"""What only n-step returns, V-trace or Retrace can get wrong."""
 
 from fastac.conformance.scenario import Scenario
 
@@ -86,6 +86,7 @@ STEPS = (
         ratios="4 8 2 4",
         expected={
             "vtrace": ("29/8 21/4 13/2 7", "13/8 5/4 -3/2 3"),
+            "retrace": "29/8 21/4 13/2 7",
         },
     ),
     Scenario(
@@ -97,6 +98,7 @@ STEPS = (
         ratios="1/2 1/4 1/2 1/8",
         expected={
             "vtrace": ("2643/1024 1107/256 211/32 35/8", "595/1024 83/256 -45/32 3/8"),
+            "retrace": "1619/512 339/64 83/16 7",
         },
     ),
     Scenario(
@@ -146,6 +148,45 @@ STEPS = (
         trace_lambda="1/2",
         expected={
             "vtrace": ("407/128 151/32 23/4 7", "151/128 23/32 -9/4 3"),
+            "retrace": "407/128 87/16 23/4 7",
+        },
+    ),
+    Scenario(
+        name="the ratio of the step that follows",
+        sentence="Retrace weighs what row t + 1 adds by row t + 1's own ratio: by row t's, the first action of every "
+        "target is weighed as if it had been a choice.",
+        rewards="1 2 3 4",
+        values="2 4 8 4",
+        next_values="4 8 4 6",
+        ratios="1/4 1 1/2 1",
+        expected={
+            "retrace": "61/16 45/8 13/2 7",
+        },
+    ),
+    Scenario(
+        name="the expectation of the next value",
+        sentence="Retrace bootstraps from the expectation of Q over the policy's actions, and takes away Q of the "
+        "action that was taken: one for both cancels them.",
+        rewards="1 2 3 4",
+        values="2 4 8 4",
+        next_values="16 2 12 6",
+        ratios="1 1/2 1 1/4",
+        expected={
+            "retrace": "571/64 59/16 75/8 7",
+        },
+    ),
+    Scenario(
+        name="the trace at an end",
+        pitfalls="R2",
+        sentence="Retrace's trace stops where the episode does: nothing of the next episode's first row, nor its "
+        "ratio, reaches the row before it.",
+        rewards="1 2 32 4",
+        values="2 4 8 4",
+        next_values="4 16 4 6",
+        truncated=".x..",
+        ratios="1 1 1 1",
+        expected={
+            "retrace": "6 10 71/2 7",
         },
     ),
 )

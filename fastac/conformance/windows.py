@@ -17,6 +17,7 @@ WINDOWS = (
             "n_step_returns": "4 9/2 13/2 7",
             "lambda_returns": "215/64 87/16 23/4 7",
             "vtrace": ("53/16 37/8 13/2 7", "21/16 5/8 -3/2 3"),
+            "retrace": "53/16 21/4 13/2 7",
         },
     ),
     Scenario(
@@ -33,6 +34,7 @@ WINDOWS = (
             "n_step_returns": "250 168 114 628",
             "lambda_returns": "2853/16 1125/4 -75 628",
             "vtrace": ("789/4 389/2 114 628", "533/4 325/2 114 756"),
+            "retrace": "789/4 357 114 628",
         },
     ),
     Scenario(
@@ -49,6 +51,7 @@ WINDOWS = (
             "n_step_returns": "1 5 6",
             "lambda_returns": "1 11/2 6",
             "vtrace": ("1 9/2 6", "-1 1/2 -2"),
+            "retrace": "1 5 6",
         },
     ),
     Scenario(
@@ -65,6 +68,7 @@ WINDOWS = (
             "n_step_returns": "4 7/2 3",
             "lambda_returns": "51/16 19/4 3",
             "vtrace": ("23/8 15/4 3", "7/8 -1/4 -5"),
+            "retrace": "23/8 7/2 3",
         },
     ),
     Scenario(
@@ -82,6 +86,7 @@ WINDOWS = (
             "n_step_returns": "9 5 6",
             "lambda_returns": "9 11/2 6",
             "vtrace": ("9 9/2 6", "7 1/2 -2"),
+            "retrace": "9 5 6",
         },
     ),
     Scenario(
@@ -99,6 +104,7 @@ WINDOWS = (
             "n_step_returns": "4 5 6",
             "lambda_returns": "27/8 11/2 6",
             "vtrace": ("13/4 9/2 6", "5/4 1/2 -2"),
+            "retrace": "13/4 5 6",
         },
     ),
     Scenario(
@@ -114,6 +120,7 @@ WINDOWS = (
             "gae": "1 2 -3 3",
             "lambda_returns": "3 6 5 7",
             "vtrace": ("3 5 5 7", "1 1 -3 3"),
+            "retrace": "3 6 5 7",
         },
     ),
     Scenario(
@@ -130,6 +137,7 @@ WINDOWS = (
             "gae": "1 2 24",
             "lambda_returns": "3 6 32",
             "vtrace": ("3 5 32", "1 1 24"),
+            "retrace": "3 6 32",
         },
     ),
     Scenario(
@@ -160,6 +168,7 @@ WINDOWS = (
             "n_step_returns": "1 2 3",
             "lambda_returns": "1 2 3",
             "vtrace": ("1 3 3", "-1 -1 -5"),
+            "retrace": "1 2 3",
         },
     ),
     Scenario(
@@ -175,6 +184,7 @@ WINDOWS = (
             "n_step_returns": "11 9 13 10",
             "lambda_returns": "17/2 11 10 10",
             "vtrace": ("21/2 19/2 13 10", "17/2 11/2 5 6"),
+            "retrace": "21/2 15 13 10",
         },
     ),
     Scenario(
@@ -204,6 +214,7 @@ WINDOWS = (
             "n_step_returns": "6",
             "lambda_returns": "6",
             "vtrace": ("6", "4"),
+            "retrace": "6",
         },
     ),
     Scenario(
@@ -219,6 +230,7 @@ WINDOWS = (
             "n_step_returns": "3",
             "lambda_returns": "3",
             "vtrace": ("3", "1"),
+            "retrace": "3",
         },
     ),
     Scenario(
@@ -235,6 +247,7 @@ WINDOWS = (
             "n_step_returns": "6",
             "lambda_returns": "6",
             "vtrace": ("6", "4"),
+            "retrace": "6",
         },
     ),
     Scenario(
@@ -250,6 +263,7 @@ WINDOWS = (
             "n_step_returns": "5/2 15/2 11",
             "lambda_returns": "61/16 21/4 11",
             "vtrace": ("33/8 17/4 11", "9/8 7/4 3"),
+            "retrace": "33/8 9/2 11",
         },
     ),
 )

@@ -61,7 +61,7 @@ class Convention(NamedTuple):
     needs: tuple[str, ...] = ()
 
 
-_ALL = ("gae", "discounted_returns", "n_step_returns", "lambda_returns", "vtrace")
+_ALL = ("gae", "discounted_returns", "n_step_returns", "lambda_returns", "vtrace", "retrace")
 _RLOX = Convention(
     time="one environment after the other, flat; V-trace one environment at a time",
     flags="dones[t]: transition t",
@@ -80,7 +80,7 @@ CONVENTIONS: Mapping[str, Convention] = {
         time="(T, N); (N, T) with batch_first=True",
         flags="terminated[t] and truncated[t]: transition t",
         next_values="of each row, or after the last row",
-        outputs="GAE(advantages, returns), VTrace(targets, advantages), or returns",
+        outputs="GAE(advantages, returns), VTrace(targets, advantages), returns, or Retrace's targets",
         caller="nothing",
         function={
             "gae": "f(rewards, values, next_values, terminated, truncated=None, mask=None, *, gamma, gae_lambda)",
@@ -90,6 +90,8 @@ CONVENTIONS: Mapping[str, Convention] = {
             "td_lambda)",
             "vtrace": "f(log_ratios, rewards, values, next_values, terminated, truncated=None, mask=None, *, gamma, "
             "trace_lambda, rho_clip, c_clip, pg_rho_clip)",
+            "retrace": "f(log_ratios, rewards, q_values, next_values, terminated, truncated=None, mask=None, *, gamma, "
+            "trace_lambda)",
         },
         adapters=dict.fromkeys(_ALL, adapters.fastac),
     ),
@@ -149,7 +151,7 @@ CONVENTIONS: Mapping[str, Convention] = {
         time="(T,), one environment at a time, float32",
         flags="discount_t[t], 0 where transition t terminated; a time limit only where there is a lambda for each row",
         next_values="v_t of each row; GAE: the next row's value",
-        outputs="advantages; returns; V-trace: errors = targets - values, and pg_advantage",
+        outputs="advantages; returns; V-trace: errors = targets - values, and pg_advantage; Retrace: errors",
         caller="adds the values to advantages and errors; lambda_t[t] = 0 at a time limit, where there is lambda_t",
         function={
             "gae": "f(r_t, discount_t, lambda_, values)",
@@ -157,6 +159,7 @@ CONVENTIONS: Mapping[str, Convention] = {
             "n_step_returns": "f(r_t, discount_t, v_t, n, lambda_t)",
             "lambda_returns": "f(r_t, discount_t, v_t, lambda_)",
             "vtrace": "f(v_tm1, v_t, r_t, discount_t, rho_tm1, lambda_, clip_rho_threshold, clip_pg_rho_threshold)",
+            "retrace": "f(q_tm1, q_t, v_t, r_t, discount_t, log_rhos, lambda_)",
         },
         adapters=dict.fromkeys(_ALL, adapters.rlax),
     ),

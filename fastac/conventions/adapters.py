@@ -43,6 +43,11 @@ RLAX_TIME_LIMITS = {
 GAE, VTRACE = ("advantages", "returns"), ("targets", "advantages")
 
 
+def _single(call: Call) -> str:
+    """What the one output of an estimator is called."""
+    return "targets" if call.estimator == "retrace" else "returns"
+
+
 def _refuse_missing(function: Callable[..., Any], count: int, call: Call) -> None:
     """Raise for what the function has no argument for; a function that hides its signature is called.
 
@@ -70,7 +75,7 @@ def fastac(function: Callable[..., Any], call: Call) -> Outputs:
     while arrays[-1] is None:
         arrays.pop()
     arrays = [call.rewards, *([] if call.estimator == "discounted_returns" else [call.values]), *arrays]
-    if call.estimator == "vtrace":
+    if call.estimator in ("vtrace", "retrace"):
         arrays.insert(0, call.log_ratios)
     options = dict(call.options)
     _refuse_missing(function, len(arrays), call)
@@ -96,7 +101,7 @@ def fastac(function: Callable[..., Any], call: Call) -> Outputs:
 
     if call.estimator in ("gae", "vtrace"):
         return _pair(result, GAE if call.estimator == "gae" else VTRACE, back)
-    return {"returns": back(result)}
+    return {_single(call): back(result)}
 
 
 def cleanrl(function: Callable[..., Any], call: Call) -> Outputs:
@@ -207,7 +212,8 @@ def rlax(function: Callable[..., Any], call: Call) -> Outputs:
     call.refuse(time_limits=reason, next_values=bool(reason))
     discounts = np.where(call.terminated, 0, call.options["gamma"]).astype(np.float32)
     # A lambda of 0 where a time limit strikes is how functions with a lambda a row stop there.
-    lambdas = np.where(call.cut, 0, call.options.get("td_lambda", 1.0)).astype(np.float32)
+    lambda_ = call.options.get("trace_lambda" if call.estimator == "retrace" else "td_lambda", 1.0)
+    lambdas = np.where(call.cut, 0, lambda_).astype(np.float32)
     rewards, values, next_values, ratios = (
         np.asarray(x, np.float32) for x in (call.rewards, call.values, call.full_next_values, np.exp(call.log_ratios))
     )
@@ -223,12 +229,16 @@ def rlax(function: Callable[..., Any], call: Call) -> Outputs:
             columns.append((_numpy(function(r, d, w, lambdas[:, e])),))
         elif call.estimator == "n_step_returns":
             columns.append((_numpy(function(r, d, w, call.options["n"], lambdas[:, e])),))
+        elif call.estimator == "retrace":
+            # The trace from row t to t + 1 is weighed by row t + 1's ratio.
+            log_ratios = np.asarray(call.log_ratios[1:, e], np.float32)
+            columns.append((_numpy(function(v, v[1:], w, r, d, log_ratios, lambdas[:-1, e])) + v,))
         else:
             call.fixed("the trace's threshold is always 1", c_clip=1.0)
             clips = call.options["rho_clip"], call.options["pg_rho_clip"]
             result = function(v, w, r, d, ratios[:, e], call.options["trace_lambda"], *clips)
             columns.append((_numpy(result.errors) + v, _numpy(result.pg_advantage)))
-    names = GAE if call.estimator == "gae" else VTRACE if call.estimator == "vtrace" else ("returns",)
+    names = GAE if call.estimator == "gae" else VTRACE if call.estimator == "vtrace" else (_single(call),)
     return {name: np.stack(arrays, 1) for name, arrays in zip(names, zip(*columns, strict=True), strict=True)}
 
 

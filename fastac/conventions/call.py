@@ -25,12 +25,12 @@ class Call:
     Attributes:
         estimator: Name of the estimator.
         rewards: What transition t paid.
-        values: V(s_t).
-        next_values: V(s_{t+1}), full `(T, N)`, or short `(N,)`: the value after the last row.
+        values: V(s_t); for Retrace Q(s_t, a_t).
+        next_values: V(s_{t+1}), full `(T, N)`, or short `(N,)`: the value after the last row. Retrace's are full.
         terminated: Transition t ended the episode.
         truncated: A time limit cut it; None where the call has none.
         mask: False where the row is not in time; None where the call has none.
-        log_ratios: log pi - log mu, which V-trace reads.
+        log_ratios: log pi - log mu, which V-trace and Retrace read.
         options: The estimator's keyword arguments.
         layout: "batch_first" asks for arrays `(N, T)`, "packed" for one sequence after the other: of fastac alone.
         tensors: Pass torch tensors, where the convention leaves the choice.

@@ -163,3 +163,29 @@ def vtrace(log_ratios, rewards, values, next_values, terminated, truncated=None,
             targets[t, e] = target = v[t, e] + carry
             after = True
     return targets.astype(values.dtype), advantages.astype(values.dtype)
+
+
+@layouts
+def retrace(log_ratios, rewards, values, next_values, terminated, truncated=None, mask=None, *, gamma, trace_lambda,
+            defect):  # type: ignore[no-untyped-def]  # fmt: skip
+    r, q, w, terminated, truncated, valid = prepare(defect, rewards, values, next_values, terminated, truncated, mask)
+    future = bootstraps(defect, q, w, terminated, truncated)
+    ratios = np.exp(log_ratios.astype(np.float64))
+    traces = trace_lambda * (ratios if defect == "no clip" else np.minimum(1.0, ratios))
+    if defect == "on-policy":
+        traces = np.full_like(ratios, trace_lambda)
+    if defect == "no lambda":
+        traces = np.minimum(1.0, ratios)
+    targets = np.zeros(q.shape)
+    for e in range(q.shape[1]):
+        after = None
+        for t in (int(s) for s in np.flatnonzero(valid[:, e])[::-1]):
+            target = r[t, e] + gamma * future[t, e]
+            cut = (terminated[t, e] and defect != "R2 termination") or (truncated[t, e] and defect != "R2 time limit")
+            if after is not None and not cut:
+                trace = traces[t if defect == "own ratio" else after, e]
+                taken = w[t, e] if defect == "expectation" else q[after, e]
+                target += gamma * trace * (targets[after, e] - taken)
+            targets[t, e] = target
+            after = t
+    return targets.astype(values.dtype)

@@ -52,10 +52,34 @@ VTRACE_DEFECTS = {
     "pg_rho_clip": {"a threshold for the policy gradient"},
     "value instead of target": {"the advantage inside an episode"},
 }
-FUNCTIONS = {"gae": plain.gae, "n_step_returns": plain.n_step_returns, "vtrace": plain.vtrace}
+RETRACE_DEFECTS = {
+    "R1": {"a time limit is no termination", "truncated in the last row"},
+    "R2 time limit": {"the trace at an end", "a time limit cuts the sum"},
+    "R2 termination": {"a termination cuts the sum"},
+    "R3": {"a time limit bootstraps from where it led"},
+    "R15": {"the filler row after a termination"},
+    "R16 late": {"flags belong to their own row"},
+    "own ratio": {"the ratio of the step that follows"},
+    "no clip": {"ratios above the thresholds"},
+    "on-policy": {"ratios below the thresholds"},
+    "no lambda": {"a trace that decays", "lambda 0"},
+    "expectation": {"the expectation of the next value", "next values of their own"},
+    "no termination": {"a termination has no future"},
+}
+FUNCTIONS = {
+    "gae": plain.gae,
+    "n_step_returns": plain.n_step_returns,
+    "vtrace": plain.vtrace,
+    "retrace": plain.retrace,
+}
 PLANTED = [
     (estimator, defect, boundaries)
-    for estimator, defects in (("gae", GAE_DEFECTS), ("n_step_returns", N_STEP_DEFECTS), ("vtrace", VTRACE_DEFECTS))
+    for estimator, defects in (
+        ("gae", GAE_DEFECTS),
+        ("n_step_returns", N_STEP_DEFECTS),
+        ("vtrace", VTRACE_DEFECTS),
+        ("retrace", RETRACE_DEFECTS),
+    )
     for defect, boundaries in defects.items()
 ]
 
@@ -84,7 +108,7 @@ def test_a_planted_defect_is_caught_by_the_boundary_that_names_it(
     if row[1:].isdigit():
         assert any(row in scenario.pitfalls.split() for scenario in wrong.values()), str(found)
         assert f"({row}" in str(found) or f" {row}" in str(found)
-    if row not in ("R7", "R14", "B4", "writes", "on-policy", "value", "no"):
+    if row not in ("R7", "R14", "B4", "writes", "on-policy", "value", "no", "own"):
         assert "no episode ends" not in wrong, "a window without an end has nothing of it"
 
 

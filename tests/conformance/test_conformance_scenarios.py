@@ -88,11 +88,18 @@ def vtrace_advantage(x: Trajectory, scenario: Scenario, after: Trajectory | None
     return min(F(scenario.pg_rho_clip), x.ratios[0]) * (x.r[0] + x.gamma * q - x.v[0])
 
 
+def retrace_target(x: Trajectory, scenario: Scenario) -> F:
+    """Munos et al. 2016, equation 3: the sum over TD errors, each weighed by the ratios after the first action."""
+    c = [F(scenario.trace_lambda) * min(F(1), ratio) for ratio in x.ratios]
+    return x.v[0] + sum((x.gamma**k * prod(c[1 : k + 1], start=F(1)) * x.delta(k) for k in range(len(x.r))), F(0))
+
+
 FORMULAS = {
     "gae": gae,
     "discounted_returns": discounted_returns,
     "n_step_returns": n_step_returns,
     "lambda_returns": lambda_returns,
+    "retrace": retrace_target,
 }
 
 
@@ -118,7 +125,8 @@ def at(scenario: Scenario, estimator: str, environment: int, t: int) -> tuple[Nu
 
 def derive(scenario: Scenario, estimator: str) -> dict[str, list[list[Number]]]:
     """Outputs by name: environments of rows."""
-    names = {"gae": ("advantages", "returns"), "vtrace": ("targets", "advantages")}.get(estimator, ("returns",))
+    pairs = {"gae": ("advantages", "returns"), "vtrace": ("targets", "advantages"), "retrace": ("targets",)}
+    names = pairs.get(estimator, ("returns",))
     texts = scenario.rewards.split("|")
     rows = [[at(scenario, estimator, e, t) for t in range(len(text.split()))] for e, text in enumerate(texts)]
     return {name: [[row[i] for row in environment] for environment in rows] for i, name in enumerate(names)}
