@@ -118,6 +118,27 @@ def test_an_array_call_leaves_torch_out() -> None:
     )
 
 
+def test_replay_leaves_torch_out() -> None:
+    """The base install has no torch: replay works without, and what needs it says so."""
+    run_python(
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "import numpy as np\n"
+        "from fastac.buffers import PrioritizedReplayBuffer, ReplayBuffer, SequenceReplayBuffer, Transitions\n"
+        "buffer = ReplayBuffer.from_example(8, {'observations': np.zeros(2, np.float32), 'actions': np.int64(0)})\n"
+        "buffer.add(np.ones(2, np.float32), 0, 1.0, np.ones(2, np.float32), True, False)\n"
+        "assert isinstance(buffer.sample(4), Transitions)\n"
+        "try:\n"
+        "    from fastac.buffers import RolloutBuffer\n"
+        "except ModuleNotFoundError as error:\n"
+        "    assert 'pip install' in str(error), error\n"
+        "else:\n"
+        "    raise AssertionError\n"
+    )
+    run_python("import sys, fastac.buffers; assert 'torch' not in sys.modules")
+    run_python("import fastac.buffers as b\nfor name in b.__all__: assert getattr(b, name).__name__ == name")
+
+
 def test_public_names_exist_and_are_listed() -> None:
     run_python(
         "import fastac\nfor name in fastac.__all__: getattr(fastac, name)\nassert isinstance(fastac.__version__, str)\n"
