@@ -72,6 +72,7 @@ def measure(row: Row, folder: Path, seeds: tuple[int, ...], jobs: int | None) ->
     return {
         **row._asdict(),
         "value": statistic(row.statistic, means),
+        "fastac_commit": record.commit(),
         "evaluation": content["evaluation"],
         "versions": content["versions"],
         **found,
@@ -96,7 +97,6 @@ def main(folder: Path, seeds: tuple[int, ...], jobs: int | None, only: str | Non
             {
                 "command": "python -m bench ladder",
                 "machine": record.machine(),
-                "fastac_commit": record.commit(),
                 "results": [kept[key] for key in found_keys],
             },
         )
