@@ -40,6 +40,8 @@ def quick(algorithm: str) -> str:
 
 PPO = f"tests/test_losses.py {quick('ppo')}"
 DISTRIBUTIONS = "tests/test_distributions.py"
+EXPERIENCE = "tests/test_experience.py"
+REPLAYED = "tests/algorithms/test_sac.py tests/algorithms/test_td3.py tests/algorithms/test_ddpg.py -k float64"
 COLLECTING = "tests/algorithms/test_ppo.py tests/test_collector.py -k 'not learn and not improves and not resumed'"
 
 MUTATIONS = [
@@ -259,6 +261,105 @@ MUTATIONS = [
         "self.reward_normalizer(buffer.rewards[rows], over, buffer.mask[rows])",
         "self.reward_normalizer(buffer.rewards[rows], over)",
         COLLECTING,
+    ),
+    # Off-policy
+    Mutation(
+        "tanh-without-its-slope",
+        "fastac/distributions.py",
+        "return torch.tanh(u), (of_normal - log_slope_of_tanh(u)).sum(-1)",
+        "return torch.tanh(u), of_normal.sum(-1)",
+        DISTRIBUTIONS,
+    ),
+    Mutation(
+        "tanh-slope-that-underflows",
+        "fastac/distributions.py",
+        "return 2.0 * (LOG_2 - u - softplus(-2.0 * u))",
+        "return torch.log(1.0 - torch.tanh(u).square())",
+        DISTRIBUTIONS,
+    ),
+    Mutation(
+        "sac-entropy-sign-in-the-target",
+        "fastac/algorithms/sac.py",
+        "actions) - alpha * log_probs",
+        "actions) + alpha * log_probs",
+        REPLAYED,
+    ),
+    Mutation(
+        "sac-policy-of-one-q",
+        "fastac/algorithms/sac.py",
+        "self.q.minimum(observations, actions))",
+        "self.q.first(observations, actions))",
+        REPLAYED,
+    ),
+    Mutation(
+        "sac-temperature-direction",
+        "fastac/algorithms/sac.py",
+        "return -(log_alpha *",
+        "return (log_alpha *",
+        REPLAYED,
+    ),
+    Mutation(
+        "q-of-one-target",
+        "fastac/q_functions.py",
+        "            first = torch.minimum(first, other)\n",
+        "            pass\n",
+        REPLAYED,
+    ),
+    Mutation(
+        "bootstrap-at-an-end",
+        "fastac/algorithms/sac.py",
+        "torch.where(batch.terminated, 0.0, next_values)",
+        "next_values",
+        REPLAYED,
+    ),
+    Mutation(
+        "td3-noise-unclipped",
+        "fastac/algorithms/td3.py",
+        "(policy_noise * noise).clamp(-noise_clip, noise_clip)",
+        "policy_noise * noise",
+        REPLAYED,
+    ),
+    Mutation(
+        "td3-target-actor-left-behind",
+        "fastac/algorithms/td3.py",
+        "            self.target_actor.follow()\n",
+        "",
+        REPLAYED,
+    ),
+    Mutation(
+        "target-follows-at-once",
+        "fastac/q_functions.py",
+        "self._theirs, self.tau)",
+        "self._theirs, 1.0)",
+        REPLAYED,
+    ),
+    Mutation(
+        "next-observation-after-the-reset",
+        "fastac/experience.py",
+        "            following[ended] = step.final_observations\n",
+        "            pass\n",
+        EXPERIENCE,
+    ),
+    Mutation(
+        "time-limit-stored-as-an-end",
+        "fastac/experience.py",
+        "            step.terminated,\n            step.truncated,\n",
+        "            step.terminated | step.truncated,\n            step.truncated,\n",
+        EXPERIENCE,
+    ),
+    Mutation(
+        "scaled-actions-stored",
+        "fastac/experience.py",
+        "            actions,\n            step.rewards,",
+        "            self.policy.environment_actions(actions),\n            step.rewards,",
+        EXPERIENCE,
+    ),
+    Mutation(
+        "replay-not-resumed",
+        "fastac/experience.py",
+        "self.replay = rebuild(kind,",
+        "rebuild(kind,",
+        EXPERIENCE,
     ),
 ]
 
