@@ -127,7 +127,7 @@ def draw(result: dict[str, Any], path: Path = FIGURE) -> None:
         left, middle, right = figure.subplots(1, 3)
         for method, title in TITLES.items():
             look: Any = {"color": COLOURS[method], "label": title}
-            for axes, name in ((left, "training_return"), (middle, "median_kl")):
+            for axes, name in ((left, "training_return"), (middle, "largest_kl")):
                 found = [[run[name] for run in picked(runs, method, steps)] for steps in STEPS]
                 axes.plot(STEPS, [np.median(x) for x in found], marker=MARKERS[method], markersize=5, **look)
                 axes.fill_between(STEPS, [min(x) for x in found], [max(x) for x in found], alpha=0.12, **look)
@@ -143,7 +143,7 @@ def draw(result: dict[str, Any], path: Path = FIGURE) -> None:
             axes.minorticks_off()
             axes.set_xlabel("K, gradient steps on a batch")
         left.set_title("Return of the last 100 training episodes")
-        middle.set_title("KL(new || old) of a batch, nats (median)")
+        middle.set_title("KL(new || old): the largest of a run, nats")
         middle.set_yscale("log")
         middle.axhline(TARGET_KL, color="#6e7781", linewidth=1, linestyle="--")
         middle.text(STEPS[-1], TARGET_KL * 1.1, "delta", color="#6e7781", ha="right", va="bottom", fontsize=8)
