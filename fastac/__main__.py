@@ -14,13 +14,14 @@ HELP = """usage: fastac COMMAND ...
   eval RUN          mean return over fixed starts, with a bootstrap interval
   plot RUN...       learning curves over seeds, with intervals
   compare           algorithms x environments x seeds, several at once: train, evaluate, draw
+  export RUN OUT    the policy as one file of torch.export, which needs torch alone
   conformance F     check anyone's GAE, returns or V-trace at every episode boundary
   warmup            compile and cache all kernels now instead of at their first call
 
 `fastac COMMAND --help` says more. RUN is a run's folder, F is MODULE:FUNCTION.
 """
 # What the commands import from the "train" extra; conformance and warmup need none of it.
-COMMANDS = ("train", "resume", "eval", "plot", "compare")
+COMMANDS = ("train", "resume", "eval", "plot", "compare", "export")
 TRAIN_PACKAGES = ("torch", "gymnasium", "tyro", "rich", "tensorboard", "matplotlib")
 
 

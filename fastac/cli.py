@@ -1,4 +1,4 @@
-"""Commands that need the "train" extra: train, resume, eval, plot, compare."""
+"""Commands that need the "train" extra: train, resume, eval, plot, compare, export."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from fastac.compare import Compare, compare
 from fastac.curves import find_runs, group, read_curve
 from fastac.envs import EnvError
 from fastac.evaluate import Evaluation, evaluate
+from fastac.export import export
 from fastac.plot import draw
 from fastac.policy import CHECKPOINT, Policy
 from fastac.policy import load as load_policy
@@ -69,10 +70,29 @@ class Plot:
     """The figure; .png, .svg or .pdf. An older one is replaced."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a run's policy, its normalisation and its actions' bounds with it, as one file that needs torch alone."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder, or a checkpoint file."""
+    out: tyro.conf.Positional[Path]
+    """The file; its name ends in .pt2."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs a command; returns the exit code."""
     command, rest = arguments[0], list(arguments[1:])
-    commands = {"train": train, "resume": go_on, "eval": evaluate_run, "plot": plot_runs, "compare": compare_algorithms}
+    commands = {
+        "train": train,
+        "resume": go_on,
+        "eval": evaluate_run,
+        "plot": plot_runs,
+        "compare": compare_algorithms,
+        "export": export_policy,
+    }
     try:
         return commands[command](rest)
     except (EnvError, RunError, checkpoint.CheckpointError) as error:
@@ -138,6 +158,20 @@ def compare_algorithms(arguments: list[str]) -> int:
     """`fastac compare --algorithms A B ... --env-id X --seeds 0 1 ...`."""
     options = tyro.cli(Compare, prog="fastac compare", args=arguments)
     return compare(options)
+
+
+def export_policy(arguments: list[str]) -> int:
+    """`fastac export RUN policy.pt2`."""
+    options = tyro.cli(Export, prog="fastac export", args=arguments)
+    policy, env_id = load_policy(options.run), env_id_of(options.run)
+    export(policy, options.out, overwrite=options.overwrite, env_id=env_id)
+    space, actions = policy.observation_space, policy.action_space
+    sys.stdout.write(
+        f"{options.out}: observations (B, {', '.join(map(str, space.shape))}) {space.dtype} of {env_id} "
+        f"to actions (B{''.join(f', {n}' for n in actions.shape or ())}) {actions.dtype}\n"
+        f"Run it with: torch.export.load({str(options.out)!r}).module()(observations)\n"
+    )
+    return 0
 
 
 def train_options(arguments: Sequence[str]) -> Any:

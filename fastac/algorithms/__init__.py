@@ -23,6 +23,8 @@ ALGORITHMS = {
     "Schulman et al. 2015, arXiv:1502.05477.",
     "ppo": "Proximal policy optimisation: many gradient steps on one rollout, with the ratio clipped. "
     "Schulman et al. 2017, arXiv:1707.06347.",
+    "off_policy": "Actor-critic from a replay buffer: the policy's own actions in the target of Q and in the gradient, "
+    "and two broken versions without. Degris et al. 2012, arXiv:1205.4839; Heess et al. 2015, arXiv:1510.09142.",
     "sac": "Soft actor-critic: replay, two Q-functions, a policy as random as a learned temperature asks. "
     "Haarnoja et al. 2018, arXiv:1812.05905.",
     "td3": "Twin delayed deep deterministic policy gradient: replay, two Q-functions, smoothed targets. "
