@@ -100,6 +100,8 @@ def fastac(setting: Setting) -> Calls:
     """Fresh arrays, fresh tensors, and an earlier result filled again."""
     calls, buffer = Calls(), make_buffer(setting)
     adding = batch_sizes(setting, "add")
+    if setting.kind == "tiny":
+        calls.rows = buffer._replay._storage.arrays["rows"].reshape(-1).view(np.uint64)
     source = going_on(setting, make_steps(setting.num_envs), lambda *step: step) if adding else iter(())
     for operation, _ in adding:
         calls.put(operation, "fastac", lambda: buffer.add(*next(source)))
@@ -165,7 +167,7 @@ def measure(setting: Setting, absent: Mapping[str, str], seconds: float) -> list
         calls: dict[str, Callable[[], Any]] = {}
         for library in made:
             calls |= library.calls.get(operation, {})
-        calls |= limits(setting, operation)
+        calls |= limits(setting, operation, made[0].rows)
         samples = timing.interleave(calls, seconds=seconds, rounds=9)
         results.append(
             {

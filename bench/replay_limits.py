@@ -11,26 +11,40 @@ import numpy as np
 from numba import njit
 
 from bench.replay_cases import FRAME_SHAPE, STACK, WINDOW, WINDOWS, Setting
+from fastac_kernels.pointers import prefetch
 
 ROW = 128
 TRANSITION = 168
 TINY_ROW = 32
-DRAWS = 64
+AHEAD = 16  # rows, of those that a few cache lines hold; longer ones the hardware fetches
+FETCHED = 64
+DRAWN = 1 << 18  # rows in turn, so that none is still in a cache when it comes again
 
 
 @njit(nogil=True)
 def gather(memory, starts, words, target):  # type: ignore[no-untyped-def]
     """`words` 64-bit words from each start on, one after another into `target`."""
+    address = memory.ctypes.data
     at = 0
     for i in range(starts.size):
         start = starts[i]
+        if words <= FETCHED:
+            ahead = address + 8 * starts[min(i + AHEAD, starts.size - 1)]
+            for line in range(0, 8 * words + 64, 64):
+                prefetch(ahead + line)
         for k in range(words):
             target[at + k] = memory[start + k]
         at += words
 
 
-def limits(setting: Setting, operation: str) -> dict[str, Callable[[], object]]:
-    """Calls that move the bytes of one operation's result, or of what it adds."""
+def limits(setting: Setting, operation: str, own: np.ndarray | None = None) -> dict[str, Callable[[], object]]:
+    """Calls that move the bytes of one operation's result, or of what it adds.
+
+    Args:
+        setting: Of which buffer.
+        operation: Which of its operations.
+        own: Memory to gather rows from; by default new memory of the buffer's size.
+    """
     count = setting.operations[operation]
     generator = np.random.default_rng(2)
     if operation.startswith("update"):
@@ -54,9 +68,9 @@ def limits(setting: Setting, operation: str) -> dict[str, Callable[[], object]]:
     else:
         words, row, rows, batch = TRANSITION // 8, ROW, setting.capacity, count
     target = np.zeros(batch * words, np.uint64)
-    memory = np.ones(max(rows * row // 8 + words, target.size), np.uint64)
+    memory = np.ones(max(rows * row // 8 + words, target.size), np.uint64) if own is None else own
     draws = []
-    for _ in range(DRAWS):
+    for _ in range(DRAWN // count):
         if operation == "windows":
             first = generator.integers(0, rows - WINDOW * setting.num_envs, WINDOWS)
             chosen = (first[:, None] + np.arange(WINDOW) * setting.num_envs).ravel()

@@ -45,6 +45,7 @@ class Calls:
 
     calls: dict[str, dict[str, Callable[[], Any]]] = field(default_factory=dict)
     reads: dict[str, Read] = field(default_factory=dict)
+    rows: np.ndarray | None = None  # the buffer's own memory, where a second one like it would be too large
     wrong_ends: dict[str, str] = field(default_factory=dict)  # who is wrong at an episode's end, and how
 
     def put(self, operation: str, name: str, call: Callable[[], Any], read: Read | None = None) -> None:
@@ -208,7 +209,8 @@ def cpprb(setting: Setting) -> Calls:
     for operation, size in batch_sizes(setting, "sample"):
         calls.put(operation, "cpprb", lambda size=size: buffer.sample(size, *beta), read)  # type: ignore[misc]
     for operation, size in batch_sizes(setting, "update"):
-        batches = drawn([buffer.sample(size, BETA)["indexes"] for _ in range(16)])
+        # A copy: its indexes are a view of memory that the next, larger sample frees.
+        batches = drawn([buffer.sample(size, BETA)["indexes"].copy() for _ in range(16)])
         calls.put(operation, "cpprb", lambda b=batches: buffer.update_priorities(*next(b)))  # type: ignore[misc]
     return calls
 
