@@ -158,7 +158,7 @@ class DDPG:
         self.policy_optimizer = Adam(self.actor.parameters(), lr=config.learning_rate)
         self.q_optimizer = Adam(self.q_parameters, lr=config.learning_rate)
         self.num_updates = 0
-        self._policy_loss = torch.full((), math.nan, device=self.device)
+        self._no_policy_loss = torch.full((), math.nan, device=self.device)
 
     def anneal(self, remaining: float) -> None:
         """Sets the learning rate; `remaining` is the share of all steps that are still to come, from 1 to 0."""
@@ -176,7 +176,7 @@ class DDPG:
         """Takes one gradient step of the critic, and of the actor and the targets when it is their turn.
 
         Returns:
-            `METRICS`, on the device; nothing is read from it.
+            `METRICS`, on the device, from which nothing is read; the actor's is NaN when it was not its turn.
         """
         config = self.config
         batch = self.experience.sample(config.batch_size)
@@ -192,11 +192,12 @@ class DDPG:
         self.q_optimizer.step()
 
         self.num_updates += 1
+        policy_loss = self._no_policy_loss
         if self.num_updates % config.policy_frequency == 0:
-            self._policy_loss = self.update_policy(batch.observations)
+            policy_loss = self.update_policy(batch.observations)
             self.target.follow()
             self.target_actor.follow()
-        return torch.stack([loss.detach(), q_values.detach().mean(), self._policy_loss])
+        return torch.stack([loss.detach(), q_values.detach().mean(), policy_loss])
 
     def update_policy(self, observations: Tensor) -> Tensor:
         """Takes one gradient step of the actor up Q(s, mu(s)) (equation 6); returns its loss."""
@@ -221,7 +222,6 @@ class DDPG:
             "policy_optimizer": self.policy_optimizer.state_dict(),
             "q_optimizer": self.q_optimizer.state_dict(),
             "num_updates": self.num_updates,
-            "policy_loss": self._policy_loss,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -233,7 +233,6 @@ class DDPG:
         self.policy_optimizer.load_state_dict(state["policy_optimizer"])
         self.q_optimizer.load_state_dict(state["q_optimizer"])
         self.num_updates = state["num_updates"]
-        self._policy_loss = state["policy_loss"].to(self.device)
 
 
 def train(
@@ -295,7 +294,7 @@ def train(
                             learnt = experience.global_step - config.learning_starts
                             while ddpg.num_updates < int(learnt * config.updates_per_step):
                                 records.append(ddpg.update())
-                    values = torch.stack(records).mean(0).tolist() if records else [math.nan] * len(METRICS)
+                    values = torch.stack(records).nanmean(0).tolist() if records else [math.nan] * len(METRICS)
                     metrics = dict(zip(METRICS, values, strict=True))
                     metrics["charts/learning_rate"] = ddpg.policy_optimizer.param_groups[0]["lr"]
                     run.record(experience.global_step, metrics, episodes, ddpg.state_dict)

@@ -250,7 +250,7 @@ class SAC:
         self.q_optimizer = Adam(self.q_parameters, lr=config.q_lr)
         self.alpha_optimizer = Adam([self.log_alpha], lr=config.q_lr)
         self.num_updates = 0
-        self._policy_metrics = torch.full((4,), math.nan, device=self.device)
+        self._no_policy_metrics = torch.full((4,), math.nan, device=self.device)
 
     def anneal(self, remaining: float) -> None:
         """Sets the learning rates; `remaining` is the share of all steps that are still to come, from 1 to 0."""
@@ -263,7 +263,8 @@ class SAC:
         """Takes one gradient step of the critics, and of the actor and the temperature when it is their turn.
 
         Returns:
-            `METRICS`, on the device; nothing is read from it, but for prioritized replay.
+            `METRICS`, on the device, the actor's NaN when it was not its turn; nothing is read from the device, but for
+            prioritized replay.
         """
         config, experience = self.config, self.experience
         batch = experience.sample(config.batch_size)
@@ -283,11 +284,12 @@ class SAC:
             experience.replay.update_priorities(batch.indices.cpu(), errors.cpu())
 
         self.num_updates += 1
+        of_policy = self._no_policy_metrics
         if self.num_updates % config.policy_frequency == 0:
             for _ in range(config.policy_frequency):
-                self._policy_metrics = self.update_policy(batch.observations)
+                of_policy = self.update_policy(batch.observations)
         self.target.follow()
-        return torch.cat([torch.stack([loss.detach(), q_values[0].detach().mean()]), self._policy_metrics])
+        return torch.cat([torch.stack([loss.detach(), q_values[0].detach().mean()]), of_policy])
 
     def update_policy(self, observations: Tensor) -> Tensor:
         """Takes one gradient step of the actor and of the temperature; returns their metrics."""
@@ -325,7 +327,6 @@ class SAC:
             "q_optimizer": self.q_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "num_updates": self.num_updates,
-            "policy_metrics": self._policy_metrics,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -339,7 +340,6 @@ class SAC:
         self.q_optimizer.load_state_dict(state["q_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.num_updates = state["num_updates"]
-        self._policy_metrics = state["policy_metrics"].to(self.device)
 
 
 def train(
@@ -403,7 +403,7 @@ def train(
                             learnt = experience.global_step - config.learning_starts
                             while sac.num_updates < int(learnt * config.updates_per_step):
                                 records.append(sac.update())
-                    values = torch.stack(records).mean(0).tolist() if records else [math.nan] * len(METRICS)
+                    values = torch.stack(records).nanmean(0).tolist() if records else [math.nan] * len(METRICS)
                     metrics = dict(zip(METRICS, values, strict=True))
                     metrics["charts/learning_rate"] = sac.policy_optimizer.param_groups[0]["lr"]
                     run.record(experience.global_step, metrics, episodes, sac.state_dict)
