@@ -31,7 +31,7 @@ POLICIES = {
     "tanh": (FLAT, Box(-3, 3, (1, 2), np.float64), make_tanh_actor, False),
     "images to a box": (IMAGES, UNEVEN, make_tanh_gaussian_actor, False),
 }
-SIZES = (1, 2, 5, 1500)
+SIZES = (1, 2, 5, 1025)
 
 # Runs every file in the folder on the observations beside it.
 ALONE = """

@@ -438,9 +438,9 @@ def train(
         fastac.run.RunError: an option that cannot be, or a run folder that cannot be written or is not empty.
 
     Example:
-        >>> result = train(Config(total_timesteps=250, learning_starts=200, batch_size=32, hidden_sizes=(32,)))
+        >>> result = train(Config(total_timesteps=240, learning_starts=200, batch_size=32, hidden_sizes=(32,)))
         >>> result.global_step, result.policy.act([0.0, 0.0, 0.0, 0.0]).shape
-        (250, ())
+        (240, ())
     """
     with torch_threads(config.torch_threads):
         algorithm = OffPolicy(config)
