@@ -8,11 +8,12 @@ returns, options and seconds.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import record
+from bench import one_core, record
 
 RESULT = record.RESULTS / "ladder.json"
 
@@ -80,6 +81,8 @@ def measure(row: Row, folder: Path, seeds: tuple[int, ...], jobs: int | None) ->
 
 
 def main(folder: Path, seeds: tuple[int, ...], jobs: int | None, only: str | None) -> int:
+    if one_core.CORES:
+        os.sched_setaffinity(0, one_core.CORES)  # one run a core
     recorded: list[dict[str, Any]] = record.read(RESULT)["results"] if RESULT.exists() else []
     kept = {(entry["label"], entry["env_id"]): entry for entry in recorded}
     order = {(row.algorithm, row.env_id): k for k, row in enumerate(ROWS)}

@@ -13,5 +13,9 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 ).strip()
 
+CORES: set[int] = set()
+"""Those this process was given before it took one of them; empty where that cannot be said."""
+
 if hasattr(os, "sched_setaffinity"):
+    CORES = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
