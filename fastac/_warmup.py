@@ -1,7 +1,8 @@
-"""Compile and cache every kernel, so that no later process waits for the compiler."""
+"""Compile and cache the kernels of estimators and networks, so that no later process waits for the compiler."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from fastac_kernels import _jit
 from fastac_kernels.ratio import importance_ratio_backward_at
 
 
-def _calls() -> list[tuple[str, Callable[[], Any]]]:
+def _estimators() -> list[tuple[str, Callable[[], Any]]]:
     """One call for each machine code that the public functions can reach, by name and dtype."""
     calls: list[tuple[str, Callable[[], Any]]] = []
     for dtype, ndim in itertools.product((np.float32, np.float64), (2, 1)):
@@ -60,6 +61,9 @@ def _calls() -> list[tuple[str, Callable[[], Any]]]:
         def loss(x: Any = x) -> Any:
             return ratio.ppo_clip_loss(x, x, x, clip_coef=0.2)
 
+        def masked_loss(x: Any = x, ends: Any = ends) -> Any:
+            return ratio.ppo_clip_loss(x, x, x, mask=~ends, clip_coef=0.2)
+
         def products(x: Any = x) -> Any:
             return ratio.importance_ratio(x, x, cumulative=True)
 
@@ -73,19 +77,52 @@ def _calls() -> list[tuple[str, Callable[[], Any]]]:
         if ndim == 1:
             add("normalize_advantages", normalized)
             add("ppo_clip_loss", loss)
+            add("ppo_clip_loss, masked", masked_loss)
             add("importance_ratio", products)
             add("importance_ratio, backward", products_backward)
     return calls
 
 
+def _networks() -> None:
+    """Every kernel of networks: acting, the losses of both kinds of policy, and the optimiser's step."""
+    import torch
+
+    from fastac.acting import ArrayActor
+    from fastac.losses import ppo_loss
+    from fastac.networks import CategoricalActor, GaussianActor, mlp
+    from fastac.optim import Adam
+
+    x, noise = torch.zeros(2, 3), np.zeros((2, 2), np.float32)
+    row, critic = torch.zeros(2), mlp([3, 4, 1])
+    for actor, actions in ((CategoricalActor(mlp([3, 4, 2])), torch.zeros(2, dtype=torch.int64)),
+                           (GaussianActor(mlp([3, 4, 2]), 2), torch.zeros(2, 2))):  # fmt: skip
+        ArrayActor(actor).sample(x.numpy(), noise)
+        optimizer = Adam([*actor.parameters(), *critic.parameters()], max_grad_norm=1.0)
+        loss, _ = ppo_loss(
+            actor(x), actions, row, row, critic(x), row, row, clip_coef=0.2, vf_coef=0.5, ent_coef=0.0
+        )  # fmt: skip
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+def _calls() -> list[tuple[str, Callable[[], Any]]]:
+    calls = _estimators()
+    if all(importlib.util.find_spec(name) for name in ("torch", "scipy")):
+        calls.append(("networks", _networks))
+    return calls
+
+
 def warmup(progress: Callable[[int, int, str], None] | None = None) -> int:
-    """Compile every kernel for float32 and float64 and keep the machine code in the cache folder.
+    """Compile kernels and keep the machine code in the cache folder.
+
+    Those of estimators and ratios for float32 and float64, and where torch and scipy are there those of acting, losses
+    and the optimiser's step. Replay's are compiled at its first use.
 
     Args:
         progress: Called as `progress(done, total, name)` before each step and once at the end.
 
     Returns:
-        The number of specialisations now loaded.
+        How many specialisations are loaded of kernels that Python enters: one for each list of argument types.
 
     Example:
         >>> from fastac import warmup

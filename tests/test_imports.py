@@ -34,6 +34,8 @@ FILES = {
 
 def floor(module: str) -> int:
     """The floor of a module or of the package it is in."""
+    if module == "fastac._warmup":
+        return SHARED  # it calls whatever has kernels, and imports it when called
     if module == "fastac" or (module.startswith("fastac._") and module != "fastac.__main__"):
         return ESTIMATORS
     for number, names in enumerate(FLOORS):

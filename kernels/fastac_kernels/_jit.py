@@ -152,5 +152,14 @@ def _compiled(function: Function, *, forceinline: bool, cache: bool) -> Function
 
 
 def loaded_specialisations() -> int:
-    """How many specialisations of kernels are compiled or loaded in this process."""
-    return sum(len(dispatcher.signatures) for dispatcher in _DISPATCHERS)
+    """How many specialisations of kernels are compiled or loaded in this process.
+
+    One for each list of argument types of a kernel that Python enters: those have public names. What only kernels call
+    (`@inline`, or a name with an underscore) is part of their machine code. A process that compiles by itself counts a
+    few more than one that loads from the cache: kernels with public names that other kernels call.
+    """
+    return sum(
+        len(dispatcher.signatures)
+        for dispatcher in _DISPATCHERS
+        if not dispatcher.targetoptions["forceinline"] and not dispatcher.__name__.startswith("_")
+    )
