@@ -43,6 +43,8 @@ DISTRIBUTIONS = "tests/test_distributions.py"
 EXPERIENCE = "tests/test_experience.py"
 REPLAYED = "tests/algorithms/test_sac.py tests/algorithms/test_td3.py tests/algorithms/test_ddpg.py -k float64"
 COLLECTING = "tests/algorithms/test_ppo.py tests/test_collector.py -k 'not learn and not improves and not resumed'"
+OFF_POLICY = quick("off_policy")
+EXPORT = "tests/test_export.py -k alone"
 
 MUTATIONS = [
     # Distributions
@@ -360,6 +362,56 @@ MUTATIONS = [
         "self.replay = rebuild(kind,",
         "rebuild(kind,",
         EXPERIENCE,
+    ),
+    # Off-policy, and what is exported
+    Mutation(
+        "off-policy-score-sign",
+        "fastac/algorithms/off_policy.py",
+        "return -(log_probs * weights.detach()).mean()",
+        "return (log_probs * weights.detach()).mean()",
+        OFF_POLICY,
+    ),
+    Mutation(
+        "off-policy-own-baseline",
+        "fastac/algorithms/off_policy.py",
+        "* (count / (count - 1))",
+        "* 1.0",
+        OFF_POLICY,
+    ),
+    Mutation(
+        "off-policy-truncation-is-an-end",
+        "fastac/algorithms/off_policy.py",
+        "torch.where(batch.terminated, 0.0, next_values)",
+        "torch.where(batch.terminated | batch.truncated, 0.0, next_values)",
+        "tests/algorithms/test_off_policy.py -k 'limit and probe'",
+    ),
+    Mutation(
+        "off-policy-next-action-of-the-buffer",
+        "fastac/algorithms/off_policy.py",
+        "            actions = self.actor(observations).sample(self.noise(1, len(observations)))\n",
+        "            actions = batch.actions[None]\n",
+        OFF_POLICY,
+    ),
+    Mutation(
+        "off-policy-target-in-the-policy-loss",
+        "fastac/algorithms/off_policy.py",
+        "q_values = self.q_values(self.critic, observations, actions)\n        return score",
+        "q_values = self.q_values(self.target.network, observations, actions)\n        return score",
+        OFF_POLICY,
+    ),
+    Mutation(
+        "export-without-statistics",
+        "fastac/export.py",
+        "(observations - self.mean) / self.deviation",
+        "observations / self.deviation",
+        EXPORT,
+    ),
+    Mutation(
+        "export-unscaled",
+        "fastac/export.py",
+        "* (0.5 * (high - low))",
+        "* (high - low)",
+        EXPORT,
     ),
 ]
 

@@ -31,7 +31,7 @@ What goes wrong if the buffer is taken for a rollout of pi, `version`:
   actions, the only ones that it can judge. V becomes the value of the **mixture** mu(a | s) of all policies in the
   buffer, and pi improves on that.
 - "actions-of-the-buffer": Q is right, the actions that are made more probable are the buffer's. With Q > 0 and no
-  baseline, pi becomes proportional to mu(a | s) Q(s, a): adding a constant to all rewards changes it, and the best
+  baseline, pi becomes proportional to mu(a | s) Q(s, a): a constant added to Q changes that, and the best
   action never wins.
 """
 
