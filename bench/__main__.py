@@ -42,6 +42,8 @@ def main() -> None:
     ladder.add_argument("--only", default=None, help="rows whose algorithm and environment hold this text")
     weighted = commands.add_parser("importance_weighted", help="too many gradient steps on a batch, and three remedies")
     weighted.add_argument("--draw", action="store_true", help="run nothing; draw what is recorded")
+    replayed = commands.add_parser("off_policy", help="a replay buffer taken for a rollout, and what becomes of it")
+    replayed.add_argument("--draw", action="store_true", help="run nothing; draw what is recorded")
     commands.add_parser("conformance", help="which episode boundaries the peers get right")
     report = commands.add_parser("report", help="write the README's tables and figure from the recorded results")
     report.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")
@@ -86,6 +88,10 @@ def run(arguments: argparse.Namespace) -> int:
         from bench import importance_weighted
 
         return importance_weighted.main(draw_only=arguments.draw)
+    elif arguments.command == "off_policy":
+        from bench import off_policy
+
+        return off_policy.main(draw_only=arguments.draw)
     elif arguments.command == "conformance":
         from bench import conformance
 
