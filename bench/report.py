@@ -378,6 +378,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "gae": gae,
     "returns": returns,
     "traces": traces,
+    "tokens": tokens,
+    "ratio": ratio,
     "replay": replay,
     "ladder": ladder,
     "overhead": overhead,
