@@ -91,6 +91,8 @@ def frame_ends() -> np.ndarray:
 def rlox(setting: Setting) -> Calls:
     import rlox
 
+    if setting.kind in ("n_step", "frames", "tiny"):
+        raise NotOfferedError("no such buffer")
     calls, seed = Calls(), itertools.count()
     steps, rows = make_steps(setting.num_envs), filling(setting)
     names = ("obs", "actions", "rewards", "next_obs", "terminated")
@@ -116,7 +118,7 @@ def rlox(setting: Setting) -> Calls:
         push, prepare = buffer.push, one
         for t in range(setting.capacity):
             push(*one(*(array[t : t + 1] for array in rows.arrays)))
-    elif setting.kind == "sequences":
+    else:
         buffer = rlox.SequenceReplayBuffer(setting.capacity, OBSERVATION, ACTION)
         for t in range(setting.capacity):
             o, a, r, te, tr, n = one(*(array[t : t + 1] for array in rows.arrays))
@@ -128,8 +130,6 @@ def rlox(setting: Setting) -> Calls:
             lambda b: {"observations": b["obs"], "actions": b["actions"], "rewards": b["rewards"]},
         )
         return calls
-    else:
-        raise NotOfferedError("no such buffer")
     source = going_on(setting, steps, prepare)
     for operation, _ in batch_sizes(setting, "add"):
         calls.put(operation, "rlox", lambda: push(*next(source)))

@@ -320,7 +320,7 @@ def replay_row(result: dict[str, Any]) -> list[str]:
             return "-"
         value = contenders[name]["median_ns"] / count
         text = f"{value:,.0f}" if value >= 20 else f"{value:.1f}"
-        return text + "*" * (name in result["wrong_ends"])
+        return text + "†" * (name in result["wrong_ends"])
 
     cells = {name: cell(name) for name in REPLAY_PEERS}
     there = [name for name in REPLAY_PEERS if name in contenders]
@@ -360,7 +360,7 @@ def replay(results: Results) -> str:
                 f" {capacity:,}); median CPU times of interleaved rounds; bold: the fastest peer. *Limit*: the same"
                 " bytes gathered from random rows in compiled code (adding: streamed). Tensors: those of SB3 and"
                 " TorchRL, too; flashbax is jitted on the CPU. cpprb computes n-step targets at insertion. Every batch"
-                f" was held against what was added; * wrong at an episode's end: {'; '.join(notes)}. "
+                f" was held against what was added; † wrong at an episode's end: {'; '.join(notes)}. "
                 + "".join(f"{text}. " for text in fails)
                 + f"Bytes: at {memory['capacity']:,} transitions.",
             ),
