@@ -32,8 +32,8 @@ class Staging(Generic[Batch]):
 
     There are two preallocated batches. The learner holds one while the thread fills the other; asking for the next
     gives the first one back. **A batch is the learner's until it asks for the next one, and is overwritten then**:
-    clone what has to last. On CUDA the thread samples into pinned memory and copies on a stream of its own, in one copy a
-    batch; the learner's current stream waits for the copy, and the copy for the learner's stream, so neither Python
+    clone what has to last. On CUDA the thread samples into pinned memory and copies on a stream of its own, in one copy
+    a batch; the learner's current stream waits for the copy, and the copy for the learner's stream, so neither Python
     thread waits for the device, and the addresses of the tensors stay the same two. Use the batch on the stream that is
     current when it is asked for and when the next one is.
 
