@@ -40,6 +40,13 @@ ROWS = (
     Row("PPO", "ppo:sb3-zoo", "Acrobot-v1", 500_000, MIDDLE, -90.0),
     Row("PPO", "ppo:sb3-zoo", "Pendulum-v1", 100_000, MIDDLE, -250.0),
     Row("PPO", "ppo:sb3-zoo", "LunarLander-v3", 1_000_000, MIDDLE, 200.0),
+    Row("Off-policy, score function", "off_policy:score-function", "CartPole-v1", 50_000, MIDDLE, 475.0),
+    Row("Off-policy, expectation", "off_policy:expectation", "CartPole-v1", 50_000, MIDDLE, 475.0),
+    Row("Off-policy, through Q", "off_policy:reparameterized", "Pendulum-v1", 30_000, MIDDLE, -200.0),
+    Row("Off-policy, score function", "off_policy:score-function", "Pendulum-v1", 50_000, MIDDLE, -250.0),
+    Row("SAC", "sac:sb3-zoo", "Pendulum-v1", 20_000, MIDDLE, -160.0),
+    Row("TD3", "td3:sb3-zoo", "Pendulum-v1", 20_000, MIDDLE, -160.0),
+    Row("DDPG", "ddpg:sb3-zoo", "Pendulum-v1", 20_000, MIDDLE, -160.0),
 )
 
 

@@ -256,7 +256,7 @@ def learning(results: Results) -> str:
     assert shown is not None
     lead = f"PPO on {shown['env_id']}; {shown['evaluation']}."
     header = ["hyperparameters", "", "interquartile mean [95 %]", "mean", "worst seed", "seeds"]
-    versions = shown["runs"][0]["versions"]
+    versions = need(results, "learning/sb3-cleanrl")["runs"][0]["versions"]
     note = (
         f"<sub>Intervals: bootstrap over seeds. torch {versions['torch']}, stable-baselines3 "
         f"{versions['stable-baselines3']}, Gymnasium {versions['gymnasium']}; "
