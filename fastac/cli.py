@@ -148,7 +148,7 @@ def plot_runs(arguments: list[str]) -> int:
         _, mean, low, high = one.band()
         sys.stdout.write(
             f"{one.env_id}, {one.label}, {len(one.curves)} seeds: interquartile mean return {mean[-1]:.1f}, "
-            f"95 % interval [{low[-1]:.1f}, {high[-1]:.1f}] in the last 100 training episodes\n"
+            f"95 % interval [{low[-1]:.1f}, {high[-1]:.1f}] in the last twentieth of the training\n"
         )
     sys.stdout.write(f"{options.out}\n")
     return 0

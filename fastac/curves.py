@@ -19,17 +19,18 @@ from fastac.specification import NOT_A_SETTING, specify
 __all__ = ["Curve", "Group", "find_runs", "group", "iqm_band", "read_curve"]
 
 GRID_POINTS = 200
+WINDOW = 0.05  # of a run's steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One run's mean undiscounted return of the last 100 training episodes, over environment steps.
+    """One run's undiscounted return while it was trained, over environment steps.
 
     Attributes:
         algorithm: Its name.
         config: Its options, as `config.json` holds them.
-        steps: (P,) float64, environment steps.
-        returns: (P,) float64, without the rows before the first episode's end.
+        steps: (P,) float64, environment steps; a point for each row of the log in which an episode ended.
+        returns: (P,) float64, the mean over the episodes that ended in the last twentieth of the run's steps.
     """
 
     algorithm: str
@@ -96,16 +97,38 @@ def read_curve(run: str | Path) -> Curve:
         algorithm, config = content["algorithm"], dict(content["config"])
         lines = (run / "progress.csv").read_text(encoding="utf-8").splitlines(keepends=True)
         rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
-        points = [(row["global_step"], row["charts/episodic_return"]) for row in rows]
-        numbers = [(float(step), float(value)) for step, value in points if value]
+        points = [(row["global_step"], row["ended_episodes"], row["ended_return"]) for row in rows]
+        numbers = [(float(step), float(count), float(value)) for step, count, value in points if value]
     except OSError as error:
         raise RunError(f"{run}: not a run's folder ({error.strerror}: {error.filename})") from error
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{run}: no learning curve in it ({type(error).__name__}: {error})") from error
     if not numbers:
         raise RunError(f"{run}: no episode has ended yet")
-    steps, returns = np.array(numbers).T
-    return Curve(algorithm, config, steps, returns)
+    steps, counts, means = np.array(numbers).T
+    return Curve(algorithm, config, steps, trailing_means(steps, counts, means, WINDOW * steps[-1]))
+
+
+def trailing_means(
+    steps: NDArray[np.float64], counts: NDArray[np.float64], means: NDArray[np.float64], window: float
+) -> NDArray[np.float64]:
+    """Returns at each row the mean over the episodes of the rows less than `window` steps behind it, and of itself.
+
+    Args:
+        steps: (P,), ascending.
+        counts: (P,), episodes that ended in the row, at least 1.
+        means: (P,), their mean.
+        window: In steps.
+
+    Example:
+        >>> trailing_means(np.array([10.0, 20.0, 30.0]), np.array([1.0, 3.0, 1.0]), np.array([0.0, 4.0, 8.0]), 15.0)
+        array([0., 3., 5.])
+    """
+    first = np.searchsorted(steps, steps - window, side="right")
+    first = np.minimum(first, np.arange(len(steps)))
+    total = np.concatenate([[0.0], np.cumsum(counts)])
+    summed = np.concatenate([[0.0], np.cumsum(counts * means)])
+    return np.asarray((summed[1:] - summed[first]) / (total[1:] - total[first]))
 
 
 def group(curves: Sequence[Curve]) -> list[Group]:

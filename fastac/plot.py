@@ -45,8 +45,8 @@ class Outcome:
 def draw(path: str | Path, groups: Sequence[Group], outcomes: Sequence[Outcome] = ()) -> None:
     """Draws a row for each environment: its learning curves, and beside them, if there are any, the outcomes.
 
-    A line is the interquartile mean over seeds of the mean return of the last 100 training episodes, its band the 95 %
-    bootstrap interval. The same curves give the same bytes.
+    A line is the interquartile mean over seeds of a run's return (`fastac.curves.Curve`), its band the 95 % bootstrap
+    interval. The same curves give the same bytes.
 
     Args:
         path: The file; its suffix says which kind (.png, .svg, .pdf).
@@ -100,7 +100,7 @@ def _curves(axes: Any, env_id: str, groups: Sequence[Group], colours: dict[str, 
             axes.fill_between(steps, low, high, color=colours[group.label], alpha=0.18, linewidth=0)
     axes.set_title(f"{env_id}: return while training")
     axes.set_xlabel("environment steps")
-    axes.set_ylabel("return of the last 100 episodes")
+    axes.set_ylabel("return")
     axes.set_xlim(left=0.0)
     axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 5), useMathText=True)
     axes.legend(frameon=False, fontsize=8)

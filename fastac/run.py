@@ -204,7 +204,8 @@ class Run:
                 "charts/SPS": progress.steps_per_second,
                 "time/elapsed_seconds": self._elapsed + now - self._start,
             }
-            self._csv.write({"iteration": self.iteration, "global_step": global_step, **row})
+            ended = {"ended_episodes": len(episodes[0]), "ended_return": mean(episodes[0])}
+            self._csv.write({"iteration": self.iteration, "global_step": global_step, **row, **ended})
             self._tensorboard.write(row, global_step)
         if self._bar is not None:
             self._bar.update(
@@ -334,6 +335,6 @@ def torch_device(name: str) -> torch.device:
         raise RunError(f"device: got {name!r}, which is not available here ({str(error).splitlines()[0]})") from error
 
 
-def mean(values: deque[float] | deque[int]) -> float:
+def mean(values: Sequence[float]) -> float:
     """Returns the mean, or NaN of nothing."""
     return math.fsum(values) / len(values) if values else math.nan

@@ -10,13 +10,13 @@ from fastac.evaluate import bootstrap_interval, interquartile_mean
 from fastac.run import RunError
 
 
-def write_run(folder, rows="1,100,\n2,200,5.0\n3,300,7.5\n4,40", algorithm="ppo", config=None, **options):
+def write_run(folder, rows="1,100,0,\n2,200,1,5.0\n3,300,2,7.5\n4,40", algorithm="ppo", config=None, **options):
     """A run's folder with a log that was cut short."""
     config = dataclasses.replace(ppo.Config() if config is None else config, **options)
     folder.mkdir(parents=True)
     content = {"algorithm": algorithm, "config": dataclasses.asdict(config)}
     (folder / "config.json").write_text(json.dumps(content))
-    (folder / "progress.csv").write_text("iteration,global_step,charts/episodic_return\n" + rows)
+    (folder / "progress.csv").write_text("iteration,global_step,ended_episodes,ended_return\n" + rows)
     return folder
 
 
@@ -25,6 +25,15 @@ def test_a_curve_is_what_was_logged_since_the_first_episodes_end(tmp_path):
     assert (curve.algorithm, curve.config["seed"]) == ("ppo", 3)
     assert curve.steps.tolist() == [200.0, 300.0]
     assert curve.returns.tolist() == [5.0, 7.5]
+
+
+def test_a_point_is_the_mean_over_the_last_twentieth_of_the_steps(tmp_path):
+    rows = "".join(f"{i},{i * 10},{i % 2 + 1},{float(i)}\n" for i in range(1, 101))
+    curve = read_curve(write_run(tmp_path / "run", rows))
+    assert curve.steps[-1] == 1000.0  # so the last point means the rows at 960, 970, 980, 990 and 1000
+    assert curve.returns[-1] == np.average([96, 97, 98, 99, 100], weights=[1, 2, 1, 2, 1])
+    assert curve.returns[0] == 1.0
+    assert curve.returns[1] == np.average([1, 2], weights=[2, 1])
 
 
 def test_runs_are_found_below_a_folder_and_counted_once(tmp_path):
@@ -38,7 +47,7 @@ def test_folders_without_a_curve_are_named(tmp_path):
     with pytest.raises(RunError, match="no: not a run's folder"):
         read_curve(tmp_path / "no")
     with pytest.raises(RunError, match="early: no episode has ended yet"):
-        read_curve(write_run(tmp_path / "early", "1,100,\n"))
+        read_curve(write_run(tmp_path / "early", "1,100,0,\n"))
     run = write_run(tmp_path / "other")
     (run / "progress.csv").write_text("iteration,global_step\n1,100\n")
     with pytest.raises(RunError, match="other: no learning curve in it"):
