@@ -27,6 +27,8 @@ from fastac.policy import CHECKPOINT, Policy
 
 EPISODES = 100
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
+# Of a run's time at most, so that a checkpoint with a large replay buffer is written more seldom.
+SHARE_OF_SAVING = 0.05
 
 
 class RunError(ValueError):
@@ -124,6 +126,7 @@ class Run:
         self._elapsed: float = state.get("elapsed_seconds", 0.0)
         self._start_step: int = 0 if checkpoint is None else checkpoint["global_step"]
         self._start = self._saved = time.monotonic()
+        self._saving = 0.0  # seconds that the last checkpoint took
         self._handlers: dict[int, Any] = {}
         self._csv: CSVLog | None = None
         self._tensorboard: TensorBoardLog | None = None
@@ -174,7 +177,9 @@ class Run:
         episodes: tuple[list[float], list[int]],
         state_dict: Callable[[], dict[str, Any]],
     ) -> None:
-        """Logs an iteration, shows it, calls the callback, and saves every minute. Sets `stopped`.
+        """Logs an iteration, shows it, calls the callback, and saves. Sets `stopped`.
+
+        Saved is every minute, and more seldom where saving would take more than a twentieth of the time.
 
         Args:
             global_step: Environment steps so far.
@@ -213,13 +218,14 @@ class Run:
             )
         if self.callback is not None and self.callback(progress) is False:
             self.stopped = True
-        if now - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
+        if now - self._saved > max(SECONDS_BETWEEN_CHECKPOINTS, self._saving / SHARE_OF_SAVING):
             self.save(state_dict())
 
     def save(self, state: dict[str, Any]) -> None:
         """Writes the checkpoint, in place of the one before."""
         if self.run_dir is None:
             return
+        began = time.monotonic()
         run = {
             "iteration": self.iteration,
             "episode_returns": list(self.episode_returns),
@@ -231,6 +237,7 @@ class Run:
             self.run_dir / CHECKPOINT, {"algorithm": self.algorithm, "config": config, "run": run, **state}
         )
         self._saved = time.monotonic()
+        self._saving = self._saved - began
 
     def finish(self, global_step: int, state_dict: Callable[[], dict[str, Any]]) -> Result:
         """Saves, and says how the training ended."""

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import math
+import time
 
 import numpy as np
 import pytest
@@ -170,8 +172,22 @@ def test_a_run_without_annealing_can_be_lengthened(tmp_path):
 
 def test_checkpoints_are_written_in_between(tmp_path, monkeypatch):
     monkeypatch.setattr("fastac.run.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr("fastac.run.SHARE_OF_SAVING", math.inf)
     saved = []
     original = Run.save
     monkeypatch.setattr(Run, "save", lambda self, state: saved.append(self.iteration) or original(self, state))
     ppo.train(config_for("CartPole-v1"), run_dir=tmp_path / "run")
     assert saved == [*range(1, 9), 8]
+
+
+def test_slow_checkpoints_are_written_more_seldom(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastac.run.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    saved = []
+
+    def slowly(path, state):
+        saved.append(state["run"]["iteration"])
+        time.sleep(0.5)
+
+    monkeypatch.setattr("fastac.run.checkpoints.save", slowly)
+    ppo.train(config_for("CartPole-v1"), run_dir=tmp_path / "run")
+    assert saved == [1, 8]  # the next would have been due ten seconds later; the last is written always
