@@ -277,6 +277,7 @@ def ladder(results: Results) -> str:
                 f"{entry['name']} (`{entry['label']}`)",
                 entry["env_id"],
                 f"{entry['total_timesteps']:,}",
+                str(len(means)),
                 f"{entry['interquartile_mean']:.1f} [{low:.1f}, {high:.1f}]",
                 f"{sorted(means)[len(means) // 2]:.1f}",
                 f"{min(means):.1f}",
@@ -285,10 +286,9 @@ def ladder(results: Results) -> str:
         )
     first = result["results"][0]
     versions = first["versions"]
-    seeds = ", ".join(str(run["seed"]) for run in first["runs"])
-    header = ["", "", "steps", "interquartile mean [95 %]", "median", "worst seed", "wanted"]
+    header = ["", "", "steps", "seeds", "interquartile mean [95 %]", "median", "worst seed", "wanted"]
     note = (
-        f"<sub>Seeds {seeds}; {first['evaluation']}. Intervals: bootstrap over seeds. torch {versions['torch']}, "
+        f"<sub>Seeds from 0 on; {first['evaluation']}. Intervals: bootstrap over seeds. torch {versions['torch']}, "
         f"Gymnasium {versions['gymnasium']}; `python -m bench ladder`.</sub>"
     )
     return "\n\n".join([table(header, rows), note])

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastac import checkpoint
 from fastac.algorithms import config_from_dict, resume
 from fastac.curves import Group, read_curve
@@ -217,8 +219,13 @@ def summarize(options: Compare, tasks: Sequence[Task]) -> None:
             for task, _ in done:
                 with contextlib.suppress(RunError):  # no episode ended while training
                     curves.append(read_curve(task.run_dir))
+            curve = None
             if curves:
                 groups.append(Group(env_id, label, curves))
+                names = ("global_step", "interquartile_mean", "lower", "upper")
+                curve = {
+                    name: np.round(values, 2).tolist() for name, values in zip(names, groups[-1].band(), strict=True)
+                }
             config = {**dataclasses.asdict(done[0][0].config), "seed": None}
             runs = [
                 {"seed": task.config.seed, "run": task.run_dir.name, **without_lengths(evaluation)}
@@ -234,6 +241,7 @@ def summarize(options: Compare, tasks: Sequence[Task]) -> None:
                     "interval": list(interval),
                     "missing_seeds": [task.config.seed for task, evaluation in found if evaluation is None],
                     "runs": runs,
+                    "curve": curve,
                 }
             )
     if not records:
@@ -242,6 +250,7 @@ def summarize(options: Compare, tasks: Sequence[Task]) -> None:
     content = {
         "evaluation": f"final weights, mode action, {options.eval_episodes} episodes, {starts}",
         "interval": "95 % percentile bootstrap over seeds of the interquartile mean of the seeds' mean returns",
+        "curve": "return while training: the episodes of the last twentieth of the steps; the same mean and interval",
         "versions": versions(),
         "results": records,
     }

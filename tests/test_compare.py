@@ -59,6 +59,8 @@ def test_the_matrix_is_trained_evaluated_and_drawn(tmp_path, in_process, capsys)
         for run in result["runs"]:
             policy = fastac.load(tmp_path / "out" / run["run"])
             assert run["returns"] == evaluate(policy, "CartPole-v1", episodes=4).returns.tolist()
+    assert all(len(values) == 200 for values in first["curve"].values())
+    assert first["curve"]["lower"][-1] <= first["curve"]["interquartile_mean"][-1] <= first["curve"]["upper"][-1]
     captured = capsys.readouterr().out
     assert f"{first['interquartile_mean']:.1f}" in captured
     assert captured.endswith(f"{tmp_path / 'out' / 'comparison.png'}\n")
