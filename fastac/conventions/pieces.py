@@ -30,7 +30,7 @@ def ends_from_starts(starts: Any, next_start: Any) -> Any:
     """The way back: flags of the rows that start an episode as flags of the transitions that ended one.
 
     Args:
-        starts: `(T, N)` or `(T,)` array: row t starts an episode. Row 0 says nothing about this window.
+        starts: `(T, N)` or `(T,)` array or tensor: row t starts an episode. Row 0 says nothing about this window.
         next_start: `(N,)` or a scalar: the observation after the last row starts one.
 
     Returns:
@@ -40,10 +40,46 @@ def ends_from_starts(starts: Any, next_start: Any) -> Any:
         >>> ends_from_starts(np.array([False, True, False]), True)
         array([ True, False,  True])
     """
-    ended = np.empty_like(starts)
+    ended = starts.new_empty(starts.shape) if hasattr(starts, "new_empty") else np.empty_like(starts)
     ended[:-1] = starts[1:]
-    ended[-1] = next_start
+    ended[-1:] = next_start
     return ended
+
+
+def ends_from_dones(dones: Any, timeouts: Any) -> tuple[Any, Any]:
+    """One flag for an episode's end and one for time limits, as how each transition ended: Stable-Baselines3's replay.
+
+    Args:
+        dones: Array of any shape: transition t ended the episode.
+        timeouts: Of the same shape: a time limit did.
+
+    Returns:
+        `(terminated, truncated)`, bool.
+
+    Example:
+        >>> ends_from_dones(np.array([0.0, 1.0, 1.0]), np.array([0.0, 0.0, 1.0]))
+        (array([False,  True, False]), array([False, False,  True]))
+    """
+    truncated = np.asarray(timeouts) != 0
+    return (np.asarray(dones) != 0) & ~truncated, truncated
+
+
+def dones_from_ends(terminated: Any, truncated: Any) -> tuple[Any, Any]:
+    """The way back: one flag for an episode's end and one for time limits. Terminated wins where both are set.
+
+    Args:
+        terminated: Array of any shape: transition t ended the episode.
+        truncated: Of the same shape: a time limit did.
+
+    Returns:
+        `(dones, timeouts)`, bool.
+
+    Example:
+        >>> dones_from_ends(np.array([False, True, False]), np.array([False, False, True]))
+        (array([False,  True,  True]), array([False, False,  True]))
+    """
+    ended, cut = np.asarray(terminated) != 0, np.asarray(truncated) != 0
+    return ended | cut, cut & ~ended
 
 
 def by_environment(x: NDArray[Any]) -> NDArray[Any]:
