@@ -16,8 +16,8 @@
     +from fastac.compat.cleanrl import ReplayBuffer
 
 The scripts are written for gymnasium 0.29. From gymnasium 1.0 on, vector environments reset in the *next* step by
-default: the row that starts an episode is then a filler, from which the scripts learn for nothing. Make the environments with
-`autoreset_mode=gym.vector.AutoresetMode.SAME_STEP`.
+default: the row that starts an episode is then a filler, from which the scripts learn for nothing. Make the
+environments with `autoreset_mode=gym.vector.AutoresetMode.SAME_STEP`.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def run_script(text: str, folder: Path, *options: str) -> tuple[float, float]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(CHECKOUT)])
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, "script.py", "--no-cuda", *options],
-        cwd=folder, env=os.environ | {"PYTHONPATH": path, "PYTHONUTF8": "1"}, capture_output=True, text=True, check=False,
+        cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     _, earned, weights = done.stdout.splitlines()[-1].split()
