@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from fastac import _blas
 from fastac._torch_ops import _unheard
-from fastac_kernels.mlp import RELU, TANH, backward_at, forward_at
+from fastac_kernels.mlp import RELU, TANH, backward_at, forward_at, input_gradient_at
 
 CODES: dict[type[nn.Module], int] = {nn.Tanh: TANH, nn.ReLU: RELU}
 # Numba takes its matrix products from SciPy's BLAS.
 AVAILABLE = importlib.util.find_spec("scipy") is not None
+BLAS = _blas.sgemm()
 
 
 class Plan(NamedTuple):
@@ -34,8 +36,8 @@ class Plan(NamedTuple):
     entries: tuple[tuple[dict[str, Any], str, Tensor, int, torch.Size], ...]  # where each is, what and where it was
     addresses: NDArray[np.int64]
     sizes: NDArray[np.int64]
-    where: tuple[int, int, int]  # addresses of the two arrays above, and the number of layers
-    widths: tuple[int, int, int, int]  # input, output, sum of the hidden ones, the widest of them
+    where: tuple[int, int, int, int]  # of a BLAS, addresses of the two arrays above, and the number of layers
+    widths: tuple[int, int, int, int]  # input, output, sum of the hidden ones, the widest of all
     activation: int
 
 
@@ -110,23 +112,28 @@ class MLPNode(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _differentiable(plan, x, parameters, gradients[0], wanted)
         gradient = gradients[0].contiguous()
-        into = [torch.empty_like(p) if want else None for p, want in zip(parameters, wanted[2:], strict=True)]
-        into_x = torch.empty_like(x) if wanted[0] else None
         batch, widest = len(x), plan.widths[3]
+        into_x = torch.empty_like(x) if wanted[0] else None
+        x_at = 0 if into_x is None else into_x.data_ptr()
+        hidden, output, work = ctx.hidden.data_ptr(), gradient.data_ptr(), torch.empty(2 * batch * widest)
+        if not any(wanted[2:]):
+            input_gradient_at(*plan.where, batch, hidden, output, x_at, work.data_ptr(), plan.activation)
+            return (into_x, None, *[None] * len(parameters))
+        into = [torch.empty_like(p) if want else None for p, want in zip(parameters, wanted[2:], strict=True)]
         # A copy of its own: another thread may be in the same network.
         addresses = np.array([0 if g is None else g.data_ptr() for g in into], np.int64)
-        work = torch.empty(2 * batch * widest)
-        at, sizes, layers = plan.where
+        blas, at, sizes, layers = plan.where
         backward_at(
+            blas,
             at,
             addresses.ctypes.data,
             sizes,
             layers,
             x.data_ptr(),
             batch,
-            ctx.hidden.data_ptr(),
-            gradient.data_ptr(),
-            0 if into_x is None else into_x.data_ptr(),
+            hidden,
+            output,
+            x_at,
             work.data_ptr(),
             plan.activation,
         )
@@ -217,8 +224,8 @@ def _read(modules: tuple[nn.Module | None, ...]) -> Plan | None:
         ),
         addresses=addresses,
         sizes=sizes,
-        where=(addresses.ctypes.data, sizes.ctypes.data, len(linears)),
-        widths=(widths[0], widths[-1], sum(hidden), max(hidden)),
+        where=(BLAS, addresses.ctypes.data, sizes.ctypes.data, len(linears)),
+        widths=(widths[0], widths[-1], sum(hidden), max(widths)),
         activation=CODES[next(iter(kinds))],
     )
 

@@ -87,6 +87,46 @@ def test_equals_float64_for_any_widths_and_frozen_parameters(
             close(got, tensor)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    widths=st.lists(st.integers(1, 40), min_size=3, max_size=6),
+    batch=st.integers(1, 70),
+    activation=st.sampled_from([nn.Tanh, nn.ReLU]),
+    share=st.sampled_from([0.0, 0.5, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_a_frozen_network_hands_on_the_gradient_of_the_rows_that_have_one(
+    widths: list[int], batch: int, activation: type[nn.Module], share: float, seed: int
+) -> None:
+    network = MLP(*layers(widths, activation, seed)).requires_grad_(False)
+    x, gradient = rows(batch, widths[0], seed).requires_grad_(), rows(batch, widths[-1], seed + 1)
+    gradient[torch.rand(batch, generator=torch.Generator().manual_seed(seed)) < share] = 0.0
+    y = network(x)
+    assert is_node(y)
+    y.backward(gradient)
+    wanted, (of_x, *_) = exact(network, x, gradient)
+    assert x.grad is not None
+    assert of_x is not None
+    close(y, wanted)
+    close(x.grad, of_x)
+    assert (x.grad[(gradient == 0).all(1)] == 0).all()
+
+
+@pytest.mark.parametrize("blas", [0, module.BLAS])
+def test_large_layers_with_either_blas(blas: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLAS", blas)
+    network = MLP(*layers([23, 256, 100, 12], nn.ReLU))
+    x, gradient = rows(256, 23).requires_grad_(), rows(256, 12)
+    y = network(x)
+    y.backward(gradient)
+    wanted, gradients = exact(network, x, gradient)
+    close(y, wanted)
+    for got, tensor in zip([x.grad, *(p.grad for p in network.parameters())], gradients, strict=True):
+        assert got is not None
+        assert tensor is not None
+        torch.testing.assert_close(got.double(), tensor, rtol=2e-5, atol=2e-5 * float(tensor.abs().max()))
+
+
 def network_and_twin(activation: type[nn.Module] = nn.Tanh) -> tuple[MLP, nn.Sequential]:
     made = layers([3, 8, 8, 2], activation)
     return MLP(*made), nn.Sequential(*copy.deepcopy(made))

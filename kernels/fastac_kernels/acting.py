@@ -19,11 +19,11 @@ Floats = NDArray[np.float32]
 
 @kernel
 def forward(
-    parameters: int, sizes: int, layers: int, activation: int, x: Floats, hidden: Floats, outputs: Floats
+    blas: int, parameters: int, sizes: int, layers: int, activation: int, x: Floats, hidden: Floats, outputs: Floats
 ) -> None:
     """`forward_at` of C-contiguous rows `x` and `outputs`, with room for the activations."""
     forward_at(
-        parameters, sizes, layers, address_of(x), x.shape[0], address_of(hidden), address_of(outputs), activation
+        blas, parameters, sizes, layers, address_of(x), x.shape[0], address_of(hidden), address_of(outputs), activation
     )
 
 
