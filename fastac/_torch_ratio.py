@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastac import _arrays
 from fastac._torch_ops import _LIKE, _WORK, _unheard
+from fastac._torch_scan import solve
 from fastac_kernels import ratio as kernels
 from fastac_kernels.ratio import MAX_LOG_RATIO
 
@@ -178,12 +179,9 @@ def _importance_ratio_torch(
         ended, window, in_time = _boundaries(given, terminated, truncated, mask, cu_seqlens, batch_first)
         steps = given.t() if batch_first else given
         steps = steps if steps.ndim == 2 else steps.unsqueeze(1)
-        carry, rows = torch.zeros_like(steps[0]), []
-        for t in range(len(steps)):
-            running = carry + steps[t]
-            rows.append(running)
-            carry = torch.where(window[t], 0.0, torch.where(in_time[t], torch.where(ended[t], 0.0, running), carry))
-        sums = torch.stack(rows)
+        over = window | (in_time & ended)
+        first = torch.cat([torch.ones_like(over[:1]), over[:-1]])
+        sums = solve(steps.flip(0), 1.0, first.flip(0)).flip(0)
         given = (sums.t() if batch_first else sums).reshape(given.shape)
     ratio = given.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     ratio = ratio if valid is None else torch.where(valid, ratio, 0.0)
@@ -217,13 +215,8 @@ def _importance_ratio_backward_torch(
     ended, window, in_time = _boundaries(own, terminated, truncated, mask, cu_seqlens, batch_first)
     steps = own.t() if batch_first else own
     steps = steps if steps.ndim == 2 else steps.unsqueeze(1)
-    carry, rows = torch.zeros_like(steps[0]), []
-    for t in range(len(steps) - 1, -1, -1):
-        carry = torch.where(window[t], 0.0, carry)
-        total = steps[t] + torch.where(ended[t], 0.0, carry)
-        rows.append(torch.where(in_time[t], total, 0.0))
-        carry = torch.where(in_time[t], total, carry)
-    sums = torch.stack(rows[::-1])
+    sums = solve(torch.where(in_time, steps, 0.0), 1.0, window | (in_time & ended))
+    sums = torch.where(in_time, sums, 0.0)
     return (sums.t() if batch_first else sums).reshape(own.shape).contiguous()
 
 
