@@ -15,13 +15,14 @@ HELP = """usage: fastac COMMAND ...
   plot RUN...       learning curves over seeds, with intervals
   compare           algorithms x environments x seeds, several at once: train, evaluate, draw
   export RUN OUT    the policy as one file of torch.export, which needs torch alone
+  profile ALGORITHM train for a while and print where the time goes; options of train
   conformance F     check anyone's GAE, returns or V-trace at every episode boundary
   warmup            compile and cache all kernels now instead of at their first call
 
 `fastac COMMAND --help` says more. RUN is a run's folder, F is MODULE:FUNCTION.
 """
 # What the commands import from the "train" extra; conformance and warmup need none of it.
-COMMANDS = ("train", "resume", "eval", "plot", "compare", "export")
+COMMANDS = ("train", "resume", "eval", "plot", "compare", "export", "profile")
 TRAIN_PACKAGES = ("torch", "gymnasium", "tyro", "rich", "tensorboard", "matplotlib")
 
 

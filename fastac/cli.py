@@ -1,9 +1,10 @@
-"""Commands that need the "train" extra: train, resume, eval, plot, compare, export."""
+"""Commands that need the "train" extra: train, resume, eval, plot, compare, export, profile."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import re
 import signal
 import sys
@@ -25,6 +26,7 @@ from fastac.export import export
 from fastac.plot import draw
 from fastac.policy import CHECKPOINT, Policy
 from fastac.policy import load as load_policy
+from fastac.profile import profile, show
 from fastac.run import Result, RunError, torch_device
 
 INTERRUPTED = 130
@@ -32,6 +34,15 @@ CATALOGUE = (
     "Train an algorithm, then evaluate its policy. They are in the order of their ideas, each one file, "
     "fastac/algorithms/NAME.py. Options and presets: `fastac train NAME --help`."
 )
+
+
+RUN_OPTIONS: list[tuple[str, Any, Any]] = [
+    ("run_dir", Annotated[Path | None, tyro.conf.arg(help="The run's folder: new, or empty.")], None),
+]
+PROFILE_OPTIONS: list[tuple[str, Any, Any]] = [
+    ("seconds", Annotated[float, tyro.conf.arg(help="How long to measure.")], 20.0),
+    ("json", Annotated[bool, tyro.conf.arg(help="Print JSON instead of a table.")], False),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +103,7 @@ def main(arguments: Sequence[str]) -> int:
         "plot": plot_runs,
         "compare": compare_algorithms,
         "export": export_policy,
+        "profile": profile_algorithm,
     }
     try:
         return commands[command](rest)
@@ -174,10 +186,33 @@ def export_policy(arguments: list[str]) -> int:
     return 0
 
 
-def train_options(arguments: Sequence[str]) -> Any:
+def profile_algorithm(arguments: list[str]) -> int:
+    """`fastac profile ALGORITHM`: trains for a while and says where the time went."""
+    options = tyro.cli(
+        train_options(arguments, PROFILE_OPTIONS),
+        prog="fastac profile",
+        args=arguments,
+        description="Train for a while, in a folder that is thrown away, and say where the time goes. Ctrl-C ends it.",
+    )
+    module = importlib.import_module(f"fastac.algorithms.{options.algorithm}")
+    found = profile(module.train, options.config, seconds=options.seconds)
+    if options.json:
+        named = {"algorithm": options.algorithm, "config": dataclasses.asdict(options.config)}
+        sys.stdout.write(json.dumps({**named, **found.as_dict()}, indent=2) + "\n")
+    else:
+        show(found, f"{options.algorithm}, {options.config.env_id}")
+    return 0
+
+
+def train_options(arguments: Sequence[str], further: Sequence[tuple[str, Any, Any]] | None = None) -> Any:
     """Returns the type of `fastac train`'s command line: one subcommand an algorithm, defaults from the preset.
 
     What the parser starts from is read off the arguments: the preset, and the environment, which it may depend on.
+
+    Args:
+        arguments: The command line after `fastac train`.
+        further: Options of another command that trains, name, type and default, in place of training's own: the
+            run's folder and its evaluation.
     """
     named, env_id = value_of("preset", arguments), value_of("env-id", arguments)
     commands: list[Any] = []
@@ -200,8 +235,7 @@ def train_options(arguments: Sequence[str]) -> Any:
                         tyro.conf.arg(help="Published hyperparameters to start from; other options change them."),
                     ],
                 ),
-                ("run_dir", Annotated[Path | None, tyro.conf.arg(help="The run's folder: new, or empty.")], None),
-                ("eval_episodes", eval_episodes, 100),
+                *([*RUN_OPTIONS, ("eval_episodes", eval_episodes, 100)] if further is None else further),
                 ("algorithm", tyro.conf.Suppress[str], name),
             ],
             frozen=True,
