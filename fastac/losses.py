@@ -1,8 +1,8 @@
-"""PPO's loss: policy, value and entropy together, with all gradients in one compiled pass where that is possible."""
+"""PPO's and A2C's losses: policy, value and entropy together, with all gradients in one compiled pass if possible."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,7 +53,21 @@ def policy_loss(
     return -objective.mean(), log_ratio
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_coef: float | None) -> Tensor:
+def score_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """Returns -mean log pi(a | s) A: its gradient is the policy gradient's negative (Williams 1992).
+
+    Args:
+        log_probs: `(B,)`, log pi_theta(a | s).
+        advantages: `(B,)`, A; no gradient.
+
+    Example:
+        >>> score_loss(torch.tensor([-1.0, -2.0]), torch.tensor([2.0, 0.0]))
+        tensor(1.)
+    """
+    return -(log_probs * advantages).mean()
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_coef: float | None = None) -> Tensor:
     """Returns 1/2 mean (V - R)^2 (eq. 9's L_VF, halved), or with `clip_coef` its pessimistic form.
 
     That is 1/2 mean max((V - R)^2, (V_old + clip(V - V_old, -eps, eps) - R)^2).
@@ -131,69 +145,158 @@ def ppo_loss(
         tensor([-0.2500, -0.2500])
     """
     data = (actions, old_log_probs, advantages, old_values, returns)
+    return of_heads(distribution, values, data, Options(clip_coef, vf_coef, ent_coef, norm_adv, clip_vloss, dual_clip))
+
+
+def a2c_loss(
+    distribution: Categorical | Gaussian,
+    actions: Tensor,
+    advantages: Tensor,
+    values: Tensor,
+    returns: Tensor,
+    *,
+    vf_coef: float,
+    ent_coef: float,
+    norm_adv: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Returns A2C's loss of a rollout (Mnih et al. 2016, algorithm S3), and the first three of `METRICS`.
+
+        L = -mean log pi(a | s) A + vf_coef 1/2 mean (V - R)^2 - ent_coef mean H[pi(. | s)]
+
+    Kernels and torch as for `ppo_loss`.
+
+    Args:
+        distribution: pi_theta(. | s) of B states: the gradient goes to what it was made from.
+        actions: `(B,)` int64, or raw `(B, A)`.
+        advantages: `(B,)`, A.
+        values: `(B,)` or `(B, 1)`, V_theta(s).
+        returns: `(B,)`, R.
+        vf_coef: Weight of the value loss.
+        ent_coef: Weight of the entropy, per nat.
+        norm_adv: Standardise the advantages first (`normalize_advantages`).
+
+    Returns:
+        The loss, a scalar, and the metrics `(3,)` without a gradient, all on the device.
+
+    Raises:
+        ValueError: an action that the distribution does not have.
+
+    Example:
+        >>> logits = torch.zeros(2, 2, requires_grad=True)
+        >>> loss, _ = a2c_loss(Categorical(logits), torch.tensor([0, 1]), torch.tensor([1.0, 0.0]), torch.zeros(2),
+        ...                    torch.zeros(2), vf_coef=0.5, ent_coef=0.0)
+        >>> loss.backward()
+        >>> logits.grad
+        tensor([[-0.2500,  0.2500],
+                [ 0.0000,  0.0000]])
+    """
+    data = (actions, advantages, advantages, returns, returns)
+    total, metrics = of_heads(distribution, values, data, Options(None, vf_coef, ent_coef, norm_adv))
+    return total, metrics[:3]
+
+
+class Options(NamedTuple):
+    """The numbers of a loss; no `clip_coef` stands for A2C's."""
+
+    clip_coef: float | None
+    vf_coef: float
+    ent_coef: float
+    norm_adv: bool
+    clip_vloss: bool = False
+    dual_clip: float | None = None
+
+    def for_kernels(self) -> tuple[bool, float, float, float, float, float]:
+        """In their order, and -1 for none."""
+        clip_coef = -1.0 if self.clip_coef is None else float(self.clip_coef)
+        dual_clip = -1.0 if self.dual_clip is None else float(self.dual_clip)
+        value_clip = clip_coef if self.clip_vloss else -1.0
+        return self.norm_adv, clip_coef, dual_clip, value_clip, float(self.vf_coef), float(self.ent_coef)
+
+
+Data = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Actions, old log-probabilities, advantages, old values and returns."""
+
+
+def of_heads(
+    distribution: Categorical | Gaussian, values: Tensor, data: Data, options: Options
+) -> tuple[Tensor, Tensor]:
+    """Either loss, by a kernel where one takes the tensors."""
     heads = distribution.parameters
-    options = (clip_coef, vf_coef, ent_coef, norm_adv, clip_vloss, dual_clip)
     if _kernels_take(distribution, heads, values, data):
         total, metrics = _apply_node(data, options, values, *heads)
         return total, metrics
-    return _in_torch(distribution, values, data, options)
+    return in_torch(distribution, values, data, options)
 
 
-def _in_torch(
-    distribution: Categorical | Gaussian, values: Tensor, data: tuple[Tensor, ...], options: tuple[Any, ...]
+def in_torch(
+    distribution: Categorical | Gaussian, values: Tensor, data: Data, options: Options
 ) -> tuple[Tensor, Tensor]:
+    """Either loss by torch's operations."""
     actions, old_log_probs, advantages, old_values, returns = data
     clip_coef, vf_coef, ent_coef, norm_adv, clip_vloss, dual_clip = options
     if norm_adv:
         advantages = normalize_advantages(advantages)
     log_probs = distribution.log_prob(actions)
-    pg_loss, log_ratio = policy_loss(log_probs, old_log_probs, advantages, clip_coef=clip_coef, dual_clip=dual_clip)
     values = values.squeeze(-1) if values.ndim == 2 else values
     v_loss = value_loss(values, old_values, returns, clip_coef=clip_coef if clip_vloss else None)
     entropy = distribution.entropy().mean()
+    if clip_coef is None:
+        pg_loss = score_loss(log_probs, advantages)
+        zero = torch.zeros_like(pg_loss)
+        changes = [zero, zero, zero]
+    else:
+        pg_loss, log_ratio = policy_loss(log_probs, old_log_probs, advantages, clip_coef=clip_coef, dual_clip=dual_clip)
+        with torch.no_grad():
+            ratio_minus_one = log_ratio.expm1()
+            k1 = -log_ratio.mean()
+            k3 = ratio_minus_one.mean() + k1
+            changes = [k1, k3, (ratio_minus_one.abs() > clip_coef).to(k1.dtype).mean()]
     total = pg_loss + vf_coef * v_loss - ent_coef * entropy
-    with torch.no_grad():
-        ratio_minus_one = log_ratio.expm1()
-        k1 = -log_ratio.mean()
-        k3 = ratio_minus_one.mean() + k1
-        clipfrac = (ratio_minus_one.abs() > clip_coef).to(k1.dtype).mean()
-        metrics = torch.stack([pg_loss, v_loss, entropy, k1, k3, clipfrac])
-    return total, metrics
+    return total, torch.stack([pg_loss, v_loss, entropy, *changes]).detach()
 
 
-def _kernels_take(
-    distribution: Categorical | Gaussian, heads: tuple[Tensor, ...], values: Tensor, data: tuple[Tensor, ...]
-) -> bool:
+def _kernels_take(distribution: Categorical | Gaussian, heads: tuple[Tensor, ...], values: Tensor, data: Data) -> bool:
     """Whether everything is contiguous float32 on the CPU, of shapes that fit, and nothing listens."""
     output = heads[0]
     if torch.compiler.is_compiling() or not mlp.takes(output):
         return False
     discrete = type(distribution) is Categorical
     rows, count = output.shape
+    if values.shape not in ((rows,), (rows, 1)) or (not discrete and heads[1].shape != (count,)):
+        return False
+    for x in (*heads, values):
+        if type(x) not in (Tensor, torch.nn.Parameter) or not x.is_cpu or not x.is_contiguous() or x.is_neg():
+            return False
+    return values.dtype is heads[-1].dtype is torch.float32 and data_fits(data, discrete, rows, count)
+
+
+def data_fits(data: Data, discrete: bool, rows: int, count: int) -> bool:
+    """Whether kernels can read them: plain contiguous tensors on the CPU of the types and shapes that they expect."""
     actions = data[0]
     if actions.dtype is not (torch.int64 if discrete else torch.float32):
         return False
-    if actions.shape != ((rows,) if discrete else output.shape) or values.shape not in ((rows,), (rows, 1)):
+    if actions.shape != ((rows,) if discrete else (rows, count)):
         return False
-    if not discrete and heads[1].shape != (count,):
-        return False
+    shape, float32 = (rows,), torch.float32
     for x in data[1:]:
-        if x.shape != (rows,) or x.dtype is not torch.float32:
+        if x.shape != shape or x.dtype is not float32:
             return False
-    for x in (*heads, values, *data):
-        if type(x) not in (Tensor, torch.nn.Parameter) or not x.is_cpu or not x.is_contiguous() or x.is_neg():
+    for x in data:  # noqa: SIM110 (a generator takes as long as the checks)
+        if type(x) is not Tensor or not x.is_cpu or not x.is_contiguous() or x.is_neg():
             return False
-    return values.dtype is torch.float32 and heads[-1].dtype is torch.float32
+    return True
+
+
+def no_such_action(actions: Tensor, count: int) -> ValueError:
+    """What to raise."""
+    return ValueError(f"actions: got {int(actions.min())} to {int(actions.max())}, expected 0 to {count - 1}")
 
 
 class _Node(torch.autograd.Function):
     """The loss and its gradients, computed together; the gradients wait for the backward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any, data: tuple[Tensor, ...], options: tuple[Any, ...], values: Tensor, *heads: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        clip_coef, vf_coef, ent_coef, norm_adv, clip_vloss, dual_clip = options
+    def forward(ctx: Any, data: Data, options: Options, values: Tensor, *heads: Tensor) -> tuple[Tensor, Tensor]:
         actions, old_log_probs, advantages, old_values, returns = data
         gradients = [torch.empty_like(x) for x in (*heads, values)]
         results = np.empty(7)
@@ -207,18 +310,12 @@ class _Node(torch.autograd.Function):
             old_values.data_ptr(),
             returns.data_ptr(),
             *heads[0].shape,
-            norm_adv,
-            float(clip_coef),
-            -1.0 if dual_clip is None else float(dual_clip),
-            float(clip_coef) if clip_vloss else -1.0,
-            float(vf_coef),
-            float(ent_coef),
+            *options.for_kernels(),
             *[x.data_ptr() for x in gradients],
             results.ctypes.data,
         )
         if not fine:
-            count = heads[0].shape[1]
-            raise ValueError(f"actions: got {int(actions.min())} to {int(actions.max())}, expected 0 to {count - 1}")
+            raise no_such_action(actions, heads[0].shape[1])
         ctx.data, ctx.options, ctx.gradients = data, options, gradients
         ctx.save_for_backward(values, *heads)
         metrics = torch.from_numpy(results[:6].astype(np.float32))
@@ -232,7 +329,7 @@ class _Node(torch.autograd.Function):
         if torch.is_grad_enabled():
             with torch.enable_grad():
                 distribution = Categorical(heads[0]) if len(heads) == 1 else Gaussian(heads[0], heads[1])
-                total, _ = _in_torch(distribution, values, ctx.data, ctx.options)
+                total, _ = in_torch(distribution, values, ctx.data, ctx.options)
                 inputs = [x for x in (values, *heads) if x.requires_grad]
                 found = iter(torch.autograd.grad(total, inputs, output_gradient, create_graph=True))
             return (None, None, *[next(found) if x.requires_grad else None for x in (values, *heads)])

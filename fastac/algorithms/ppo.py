@@ -23,7 +23,8 @@ from torch import Tensor
 
 from fastac.buffers import Batch
 from fastac.collector import Collector
-from fastac.losses import METRICS, ppo_loss
+from fastac.fused import fused_ppo_loss
+from fastac.losses import METRICS
 from fastac.networks import Activation, Actor
 from fastac.optim import Adam
 from fastac.run import Callback, Result, Run, RunError, check_options, torch_threads
@@ -230,12 +231,13 @@ def loss(
     actor: Actor, critic: torch.nn.Module, batch: Batch, config: Config, clip_coef: float
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of a minibatch (eq. 9; `fastac.losses.ppo_loss` has its terms) and `METRICS`, on the device."""
-    return ppo_loss(
-        actor(batch.observations),
+    return fused_ppo_loss(
+        actor,
+        critic,
+        batch.observations,
         batch.actions,
         batch.log_probs,
         batch.advantages,
-        critic(batch.observations),
         batch.values,
         batch.returns,
         clip_coef=clip_coef,
@@ -267,6 +269,14 @@ class PPO:
             log_probs = self.actor(observations).log_prob(actions)
         self.buffer.compute_advantages(log_probs, values, gamma=self.config.gamma, gae_lambda=self.config.gae_lambda)
 
+    def step(self, batch: Batch, clip_coef: float) -> Tensor:
+        """Takes a gradient step on a minibatch; returns `METRICS`, on the device."""
+        total, metrics = loss(self.actor, self.critic, batch, self.config, clip_coef)
+        self.optimizer.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return metrics
+
     def update(self, remaining: float) -> dict[str, float]:
         """Takes K epochs of gradient steps; returns the metrics' means over the minibatches.
 
@@ -283,11 +293,7 @@ class PPO:
         for _ in range(config.update_epochs):
             start = len(records)
             for batch in self.buffer.minibatches(config.num_minibatches, self.collector.generator):
-                total, record = loss(self.actor, self.critic, batch, config, clip_coef)
-                self.optimizer.zero_grad()
-                total.backward()  # type: ignore[no-untyped-call]
-                self.optimizer.step()
-                records.append(record)
+                records.append(self.step(batch, clip_coef))
             if config.target_kl is not None:
                 kl = torch.stack(records[start:])[:, APPROX_KL].mean()
                 if float(kl) > config.target_kl:

@@ -1,9 +1,10 @@
-"""PPO's whole loss on a network's outputs, with all its gradients, in one pass over a minibatch.
+"""PPO's and A2C's whole loss on a network's outputs, with all its gradients, in one pass over a minibatch.
 
     L = mean[-min(rho A, clip(rho, 1 - eps, 1 + eps) A)] + c_v L_V - c_e mean[H],   rho = exp(log pi(a) - log pi_old(a))
     L_V = 1/2 mean[(V - R)^2], or 1/2 mean[max((V - R)^2, (V_old + clip(V - V_old, -eps, eps) - R)^2)]
 
-(Schulman et al. 2017, equations 7 and 9.) For n logits l, p = softmax(l):
+(Schulman et al. 2017, equations 7 and 9.) A2C's first term is mean[-log pi(a) A] (Mnih et al. 2016, algorithm S3). For
+n logits l, p = softmax(l):
 
     d log pi(a) / d l_j = 1[j = a] - p_j,   dH / d l_j = -p_j (log p_j + H)
 
@@ -46,7 +47,10 @@ def _scale(advantages: Any, rows: int, normalize: bool) -> Any:
 
 @inline
 def _clipped(log_prob: Any, old: Any, advantage: Any, clip_coef: Any, dual_clip: Any, metrics: Any) -> Any:
-    """d(-objective) / d log pi of one row; adds to the metrics."""
+    """d(-objective) / d log pi of one row; adds to the metrics. A negative `clip_coef` stands for log pi A."""
+    if clip_coef < FLOAT:
+        metrics[POLICY] -= np.float64(log_prob * advantage)
+        return -advantage
     one = np.float32(1)
     log_ratio = log_prob - old
     bounded = BOUND if log_ratio > BOUND else log_ratio
@@ -105,9 +109,9 @@ def categorical_at(
 
     Addresses of float32: `logits` `(rows, count)`; `old_log_probs`, `advantages`, `values`, `old_values`, `returns`
     `(rows,)`; `logits_gradient` and `values_gradient` for what is computed. `actions`, int64, count from 0. `normalize`
-    centres and scales the advantages. `clip_coef`, `dual_clip` and `value_clip` are eps, c and the value's eps, the
-    last two negative for none; `vf_coef` and `ent_coef` are c_v and c_e. `results` takes 7 float64: policy loss, value
-    loss, entropy, k1, k3, clip fraction, L.
+    centres and scales the advantages. `clip_coef`, `dual_clip` and `value_clip` are eps, c and the value's eps, each
+    negative for none (the first: A2C's loss); `vf_coef` and `ent_coef` are c_v and c_e. `results` takes 7 float64:
+    policy loss, value loss, entropy, k1, k3, clip fraction, L.
 
     Returns:
         False where an action is out of range; the outputs are then not to be used.
