@@ -5,6 +5,7 @@ library's own part and with ours in turn, so that the machine's noise falls on b
 """
 
 import functools
+import inspect
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -40,13 +41,17 @@ class Clock:
 
     @contextmanager
     def inside(self, owner: Any, name: str) -> Iterator["Clock"]:
-        """Time `owner.name` while the block runs."""
-        real = owner.__dict__[name] if isinstance(owner, type) else getattr(owner, name)
-        setattr(owner, name, self.wrap(real))
+        """Time the function `name` of a class or a module while the block runs."""
+        owned, real = name in vars(owner), inspect.getattr_static(owner, name)
+        wrapped = staticmethod(self.wrap(real.__func__)) if isinstance(real, staticmethod) else self.wrap(real)
+        setattr(owner, name, wrapped)
         try:
             yield self
         finally:
-            setattr(owner, name, real)
+            if owned:
+                setattr(owner, name, real)
+            else:
+                delattr(owner, name)
 
 
 @dataclass
