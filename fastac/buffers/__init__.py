@@ -12,11 +12,17 @@ from fastac.buffers.sequence import SequenceReplayBuffer
 from fastac.buffers.window_memory import Sequences
 
 if TYPE_CHECKING:
+    from fastac.buffers.device import DeviceReplayBuffer
+    from fastac.buffers.device_priorities import DevicePrioritizedReplayBuffer
+    from fastac.buffers.device_rollout import DeviceRolloutBuffer
     from fastac.buffers.rollout import Batch, RolloutBuffer
     from fastac.buffers.staging import Sampler, Staging
 
 __all__ = [
     "Batch",
+    "DevicePrioritizedReplayBuffer",
+    "DeviceReplayBuffer",
+    "DeviceRolloutBuffer",
     "PrioritizedReplayBuffer",
     "ReplayBuffer",
     "RolloutBuffer",
@@ -26,7 +32,15 @@ __all__ = [
     "Staging",
     "Transitions",
 ]
-_LAZY = {"Batch": "rollout", "RolloutBuffer": "rollout", "Sampler": "staging", "Staging": "staging"}
+_LAZY = {
+    "Batch": "rollout",
+    "DevicePrioritizedReplayBuffer": "device_priorities",
+    "DeviceReplayBuffer": "device",
+    "DeviceRolloutBuffer": "device_rollout",
+    "RolloutBuffer": "rollout",
+    "Sampler": "staging",
+    "Staging": "staging",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -155,14 +155,29 @@ def transfer_to(device: torch.device | str) -> Transfer:
     Raises:
         ValueError: there is no such device here.
     """
+    target = checked_device(device)
+    return CudaTransfer(target) if target.type == "cuda" else PlainTransfer(target)
+
+
+def checked_device(device: torch.device | str) -> torch.device:
+    """Returns the device, on CUDA with its number: the current one belongs to a thread, and a worker is another.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
     target = torch.device(device)
     if target.type != "cuda":
-        return PlainTransfer(target)
+        return target
     if not torch.cuda.is_available():
         raise ValueError(f"device: got {str(device)!r}, but PyTorch finds no CUDA device here")
-    if target.index is None:  # the current device belongs to the thread, and the worker is another one
-        target = torch.device("cuda", torch.cuda.current_device())
-    return CudaTransfer(target)
+    return torch.device("cuda", torch.cuda.current_device()) if target.index is None else target
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Returns a tensor on the device without waiting for it: through pinned memory that lives as long as the copy."""
+    if tensor.device == device or device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def leaves(batch: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
