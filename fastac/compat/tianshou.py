@@ -148,8 +148,8 @@ def compute_nstep_return(
     terminated = np.asarray(buffer.terminated[rows], np.bool_)
     ended = np.zeros(rows.shape, np.bool_)
     np.equal(rows[1:], rows[:-1], out=ended[:-1])
-    if values.shape[1] != 1:
-        rewards, terminated, ended = (np.repeat(x, values.shape[1], 1) for x in (rewards, terminated, ended))
+    if (count := values.shape[1]) != 1:
+        rewards, terminated, ended = rewards.repeat(count, 1), terminated.repeat(count, 1), ended.repeat(count, 1)
     next_values = np.empty(rewards.shape)
     next_values[:] = values.reshape(-1)
     # In a window of n rows the discounted return of the first row is the n-step return.

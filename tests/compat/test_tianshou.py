@@ -47,7 +47,7 @@ def test_another_tianshou_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("estimator", ["gae", "n_step_returns"])
 def test_every_boundary(estimator: str) -> None:
-    """tianshou's own spread a NaN that lies behind a termination: these do not."""
+    """Tianshou's own spread a NaN that lies behind a termination: these do not."""
     function = {"gae": door.compute_episodic_return, "n_step_returns": door.compute_nstep_return}[estimator]
     report = conformance.check(function, "tianshou", estimator)
     assert report.ok, str(report)
@@ -70,7 +70,7 @@ def filled(seed: int, num_envs: int, length: int, capacity: int) -> Any:
 
 @pytest.mark.parametrize(("num_envs", "length", "capacity"), [(1, 30, 100), (1, 130, 50), (4, 40, 200), (3, 90, 60)])
 def test_the_same_as_its_own(num_envs: int, length: int, capacity: int) -> None:
-    """Buffers that are filled in part, and such that wrapped around: ends, unfinished episodes, several values a row."""
+    """Buffers filled in part, and such that wrapped around: ends, unfinished episodes, several values a row."""
     buffer = filled(0, num_envs, length, capacity)
     generator = np.random.default_rng(1)
     indices = buffer.sample_indices(0)
@@ -110,7 +110,7 @@ def test_wrong_arguments() -> None:
 
 
 def test_the_target_is_left_alone() -> None:
-    """tianshou's own zeroes the target's memory where a row terminated."""
+    """Tianshou's own zeroes the target's memory where a row terminated."""
     buffer = filled(0, 1, 30, 40)
     indices = buffer.sample_indices(0)
     target = torch.ones(len(indices), 1)
