@@ -141,12 +141,13 @@ class Collector:
         # Where each environment's share of the rollout ends; whole episodes: not known yet.
         ends, played = np.full(envs.num_envs, 0 if whole_episodes else num_steps), np.zeros(envs.num_envs, np.int64)
         observations = policy.observe(self.raw_observations)
+        sample = self.acting.sampler()  # nobody moves the actor's parameters before the rollout's end
         buffer.reset()
         t = 0
         while not ends.all() if whole_episodes else t < num_steps:
             if t % num_steps == 0:
                 noise = self.acting.noise((num_steps, envs.num_envs), self.generator)
-            actions = self.acting.sample(observations, noise[t % num_steps])
+            actions = sample(observations, noise[t % num_steps])
             # The raw action is stored: the clipped one that the environment gets has another density.
             step = envs.step(policy.environment_actions(actions))
             final_observations = step.final_observations

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastac import _arrays
 from fastac._arrays import FLOAT32, FLOAT64, LIKE
+from fastac_kernels import running
 from fastac_kernels.moments import normalize_at
 
 if TYPE_CHECKING:
@@ -115,6 +116,11 @@ def _normalize_tensor(x: Tensor, mask: Any) -> Tensor:
         return normalized.masked_fill_(constant, 0.0).to(x.dtype)
 
 
+def _kernels_take(rows: NDArray[Any], shape: tuple[int, ...]) -> bool:
+    """Whether they are C-contiguous float32 or float64, `(B, *shape)`."""
+    return rows.dtype in (FLOAT32, FLOAT64) and rows.shape[1:] == shape and rows.flags.c_contiguous
+
+
 class RunningMeanStd:
     """Mean and variance of everything seen, per dimension, merged batch by batch (Chan, Golub and LeVeque 1979).
 
@@ -134,10 +140,16 @@ class RunningMeanStd:
 
     def update(self, batch: ArrayLike) -> None:
         """Adds the rows of `batch`, shape `(B, *shape)`; B may be 0."""
-        rows = np.asarray(batch, np.float64)
+        rows = np.asarray(batch)
         count = len(rows)
         if count == 0:
             return
+        if self.mean.ndim == 1 and _kernels_take(rows, self.mean.shape):
+            self.mean, self.var = self.mean.copy(), self.var.copy()  # what was handed out stays as it was
+            running.update(self.mean, self.var, self.count, rows)
+            self.count += count
+            return
+        rows = rows.astype(np.float64, copy=False)
         mean = rows.mean(0)
         centred = rows - mean
         m2 = (centred * centred).sum(0)
@@ -185,7 +197,12 @@ class ObservationNormalizer:
 
     def __call__(self, observations: NDArray[Any]) -> NDArray[np.float32]:
         """Returns normalised observations of the same shape, float32."""
-        scaled = (observations - self.moments.mean) / np.sqrt(self.moments.var + EPSILON)
+        moments = self.moments
+        if moments.mean.ndim == 1 and _kernels_take(observations, moments.mean.shape):
+            seen = np.empty(observations.shape, FLOAT32)
+            running.standardize(observations, moments.mean, moments.var, EPSILON, self.clip, seen)
+            return seen
+        scaled = (observations - moments.mean) / np.sqrt(moments.var + EPSILON)
         np.clip(scaled, -self.clip, self.clip, out=scaled)
         return scaled.astype(np.float32)
 
@@ -233,12 +250,9 @@ class RewardNormalizer:
         Returns:
             float32, `(T, N)`; masked rows are 0.
         """
-        returns = np.empty(rewards.shape, np.float64)
-        running = self.returns
-        for t in range(len(rewards)):
-            returns[t] = np.where(mask[t], self.gamma * running + rewards[t], running)
-            running = np.where(ended[t] & mask[t], 0.0, returns[t])
-        self.returns = running
+        returns, running_returns = np.empty(rewards.shape, np.float64), self.returns.copy()
+        running.accumulate(rewards, ended, mask, self.gamma, running_returns, returns)
+        self.returns = running_returns
         self.moments.update(returns[mask])
         scaled = np.clip(rewards / np.sqrt(self.moments.var + EPSILON), -self.clip, self.clip)
         return np.where(mask, scaled, 0.0).astype(np.float32)

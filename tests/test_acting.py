@@ -85,3 +85,48 @@ def test_observations_of_any_layout():
         np.testing.assert_allclose(forward(same), forward(x), rtol=1e-6, atol=1e-6)
     with pytest.raises(RuntimeError, match="shape"):
         forward(np.zeros((2, 5), np.float32))
+
+
+@pytest.mark.parametrize("rows", [1, 4, 64])
+@pytest.mark.parametrize("kind", ["categorical", "gaussian"])
+def test_act_gives_the_draws_of_sample_with_log_probabilities_and_values(kind, rows):
+    network = mlp([4, 16, 3], output_gain=1.0, generator=generator(1))
+    actor = CategoricalActor(network) if kind == "categorical" else GaussianActor(network, 3, -0.5)
+    critic = mlp([4, 8, 8, 1], activation="relu", generator=generator(2))
+    acting = ArrayActor(actor, critic)
+    x = np.random.default_rng(0).normal(size=(rows, 4)).astype(np.float32)
+    noise = acting.noise((rows,), generator(3))
+    for _ in range(2):
+        found = acting.act(x, noise)
+        np.testing.assert_array_equal(found.actions, acting.sample(x, noise))
+        with torch.no_grad():
+            observations = torch.from_numpy(x)
+            log_probs = actor(observations).log_prob(torch.from_numpy(found.actions))
+            np.testing.assert_allclose(found.log_probs, log_probs, atol=1e-5)
+            np.testing.assert_allclose(found.values, critic(observations).squeeze(-1), atol=1e-5)
+            for parameter in (*actor.parameters(), *critic.parameters()):
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator(4)))
+
+
+def test_act_of_other_modules_takes_torch():
+    actor = GaussianActor(nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2)), 2)
+    critic = mlp([4, 8, 1])
+    acting, x = ArrayActor(actor, critic), np.ones((3, 4), np.float32)
+    found = acting.act(x, acting.noise((3,), generator()))
+    assert found.actions.shape == (3, 2)
+    assert found.log_probs.shape == found.values.shape == (3,)
+    with pytest.raises(TypeError, match="critic"):
+        ArrayActor(actor).act(x, acting.noise((3,), generator()))
+
+
+def test_a_sampler_follows_steps_in_place_and_a_new_one_other_parameters():
+    actor = CategoricalActor(mlp([4, 8, 5], output_gain=1.0, generator=generator(1)))
+    acting = ArrayActor(actor)
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    noise = acting.noise((50,), generator(2))
+    sample = acting.sampler()
+    with torch.no_grad():
+        actor.network[-1].bias.copy_(torch.tensor([0.0, 0.0, 100.0, 0.0, 0.0]))
+    assert (sample(x, noise) == 2).all()
+    actor.network[-1].bias = nn.Parameter(torch.tensor([0.0, 0.0, 0.0, 100.0, 0.0]))
+    assert (acting.sample(x, noise) == 3).all()

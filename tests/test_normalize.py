@@ -227,3 +227,43 @@ def test_r11_normalised_advantages_far_from_zero() -> None:
     expected = (wide - wide.mean()) / wide.std(ddof=1)
     for kind in KINDS:
         np.testing.assert_allclose(as_array(normalize_advantages(kind(x))), expected, atol=2e-3)
+
+
+def moments_of_numpy(batches):
+    """The running moments by the operations of NumPy, each rounded by itself."""
+    mean, var, count = None, None, 0
+    for rows in batches:
+        n, center = len(rows), rows.mean(0)
+        squares = ((rows - center) * (rows - center)).sum(0)
+        if count == 0:
+            mean, var = center, squares / n
+        else:
+            delta, total = center - mean, count + n
+            mean = mean + delta * (n / total)
+            var = (var * count + squares + delta * delta * (count * n / total)) / total
+        count += n
+    return mean, var
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 17), (4, 4), (16, 6)])
+def test_the_kernels_round_as_numpy_does(rows, size):
+    """What a policy saw can be computed again from the statistics, bit for bit."""
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(size=(rows, size)) * 3 + 5 for _ in range(50)]
+    normalizer = ObservationNormalizer((size,))
+    for k, batch in enumerate(batches, 1):
+        normalizer.update(batch)
+        mean, var = moments_of_numpy(batches[:k])
+        np.testing.assert_array_equal(normalizer.moments.mean, mean)
+        np.testing.assert_array_equal(normalizer.moments.var, var)
+        wanted = np.clip((batch - mean) / np.sqrt(var + 1e-8), -10.0, 10.0).astype(np.float32)
+        np.testing.assert_array_equal(normalizer(batch), wanted)
+        np.testing.assert_array_equal(normalizer(np.asfortranarray(batch)), wanted)
+
+
+def test_what_was_handed_out_of_the_moments_stays():
+    normalizer = ObservationNormalizer((2,))
+    normalizer.update(np.ones((3, 2)))
+    mean = normalizer.moments.mean
+    normalizer.update(np.zeros((3, 2)))
+    assert mean.tolist() == [1.0, 1.0]

@@ -137,7 +137,7 @@ class RolloutBuffer:
         self.terminated[t] = terminated
         self.truncated[t] = truncated
         self.mask[t] = mask
-        if self.truncated[t].any():
+        if np.count_nonzero(self.truncated[t]):
             self._keep_final_observations(t, final_observations)
         self.position = t + 1
 

@@ -24,7 +24,7 @@ def update(mean: Doubles, var: Doubles, count: int, rows: NDArray[Any]) -> None:
     batch, size = rows.shape
     n, before = np.float64(batch), np.float64(count)
     total = before + n
-    share, product = n / total, before * n / total
+    share, product = rounded_divide(n, total), rounded_divide(rounded_multiply(before, n), total)
     for j in range(size):
         sum_ = np.float64(rows[0, j])
         for i in range(1, batch):
