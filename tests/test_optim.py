@@ -1,4 +1,4 @@
-"""`fastac.optim.Adam` is `torch.optim.Adam` after `clip_grad_norm_`, only faster."""
+"""`fastac.optim`'s Adam and RMSprop are `torch.optim`'s after `clip_grad_norm_`, only faster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fastac.optim import Adam
+from fastac.optim import Adam, RMSprop
 
 
 def parameters(shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -80,7 +80,9 @@ def pair(bound: float | None = 0.5, **options: Any) -> tuple[Adam, torch.optim.A
     return ours, theirs, shapes
 
 
-def step_both(ours: Adam, theirs: torch.optim.Adam, shapes: list[tuple[int, ...]], step: int, bound: float) -> None:
+def step_both(
+    ours: Adam | RMSprop, theirs: torch.optim.Adam, shapes: list[tuple[int, ...]], step: int, bound: float
+) -> None:
     for optimizer in (ours, theirs):
         for p, g in zip(optimizer.param_groups[0]["params"], gradients(shapes, step), strict=True):
             p.grad = g
@@ -222,3 +224,75 @@ def test_nan_gradients_are_not_hidden() -> None:
 def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match=r"max_grad_norm: got 0\.0, expected a number above 0"):
         Adam(parameters([(2,)]), max_grad_norm=0.0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    shapes=st.lists(st.lists(st.integers(1, 30), max_size=2).map(tuple), min_size=1, max_size=5),
+    lr=st.floats(1e-5, 1.0),
+    alpha=st.floats(0.0, 0.999),
+    eps=st.sampled_from([1e-8, 1e-5]),
+    bound=st.none() | st.floats(1e-3, 100.0),
+    scale=st.sampled_from([1e-4, 1.0, 1e4]),
+)
+def test_rmsprop_equals_the_algorithm_in_float64(
+    shapes: list[tuple[int, ...]], lr: float, alpha: float, eps: float, bound: float | None, scale: float
+) -> None:
+    parameters_ = parameters(shapes)
+    theta = [p.detach().double().numpy().copy() for p in parameters_]
+    squares = [np.zeros_like(x) for x in theta]
+    optimizer = RMSprop(parameters_, lr=lr, alpha=alpha, eps=eps, max_grad_norm=bound)
+    for step in range(10):
+        gs = gradients(shapes, step, scale)
+        for p, g in zip(parameters_, gs, strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+        norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in gs))
+        factor = 1.0 if bound is None else min(1.0, bound / (norm + 1e-6))
+        for k, gradient in enumerate(gs):
+            g64 = gradient.double().numpy() * factor
+            squares[k] = alpha * squares[k] + (1 - alpha) * g64 * g64
+            theta[k] = theta[k] - lr * g64 / (np.sqrt(squares[k]) + eps)
+    assert optimizer._compiled_groups() is not None
+    for p, w in zip(parameters_, theta, strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), w, rtol=1e-5, atol=1e-4 * lr + 1e-6)
+
+
+def rmsprop_pair(**options: Any) -> tuple[RMSprop, torch.optim.RMSprop, list[tuple[int, ...]]]:
+    shapes: list[tuple[int, ...]] = [(4, 3), (4,), ()]
+    ours = RMSprop(parameters(shapes), lr=0.01, eps=1e-5, max_grad_norm=0.5, **options)
+    return ours, torch.optim.RMSprop(parameters(shapes), lr=0.01, eps=1e-5, **options), shapes
+
+
+def test_a_hundred_steps_of_rmsprop_equal_torchs_and_state_dicts_are_exchangeable() -> None:
+    ours, theirs, shapes = rmsprop_pair()
+    for step in range(50):
+        step_both(ours, theirs, shapes, step, 0.5)
+    a, b = copy.deepcopy(ours.state_dict()), copy.deepcopy(theirs.state_dict())
+    assert a["param_groups"][0].keys() == b["param_groups"][0].keys()
+    assert all(a["state"][k].keys() == b["state"][k].keys() for k in b["state"])
+    ours.load_state_dict(b)
+    theirs.load_state_dict(a)
+    for step in range(50, 100):
+        step_both(ours, theirs, shapes, step, 0.5)
+    assert ours._compiled_groups() is not None
+    same(ours, theirs)
+    assert float(ours.state_dict()["state"][0]["step"]) == 100.0
+
+
+@pytest.mark.parametrize("options", [{"momentum": 0.9}, {"centered": True}, {"weight_decay": 0.1}])
+def test_what_rmsprops_kernel_does_not_have_takes_torch(options: dict[str, Any]) -> None:
+    ours, theirs, shapes = rmsprop_pair(**options)
+    for step in range(5):
+        step_both(ours, theirs, shapes, step, 0.5)
+    assert ours._compiled_groups() is None
+    same(ours, theirs)
+
+
+def test_a_group_without_parameters_is_left_alone() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = Adam([{"params": [weight]}, {"params": []}], lr=0.1)
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    assert optimizer._compiled_groups() is not None
+    torch.testing.assert_close(weight.data, torch.full((2,), 0.9))
