@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from fastac import _tanh_gaussian
+
 LOG_2 = math.log(2.0)
 LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -137,13 +139,48 @@ class TanhGaussian:
     """
 
     def __init__(self, mean: Tensor, log_std: Tensor):
-        self.mean = mean
-        self.log_std = log_std
+        self._parameters: tuple[Tensor, Tensor] | None = (mean, log_std)
+        self._outputs: Tensor | None = None
+        self._bounds = (-math.inf, math.inf)
+
+    @classmethod
+    def of_outputs(cls, outputs: Tensor, low: float, high: float) -> TanhGaussian:
+        """Returns the one whose mean is the first half of `outputs` `(B, 2A)`, and log_std the second, clamped.
+
+        From contiguous float32 outputs on the CPU, `sample_and_log_prob` draws in one compiled call each way, equal to
+        torch's operations to float32 rounding.
+
+        Args:
+            outputs: A network's.
+            low: Least log_std.
+            high: Largest log_std.
+
+        Example:
+            >>> TanhGaussian.of_outputs(torch.tensor([[0.5, 9.0]]), -20.0, 2.0).log_std
+            tensor([[2.]])
+        """
+        found = cls.__new__(cls)
+        found._parameters, found._outputs, found._bounds = None, outputs, (low, high)
+        return found
 
     @property
-    def parameters(self) -> tuple[Tensor, ...]:
-        """What the distribution was made from."""
-        return self.mean, self.log_std
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        """What the distribution was made from: mean and log_std."""
+        if self._parameters is None:
+            assert self._outputs is not None
+            mean, log_std = self._outputs.chunk(2, dim=-1)
+            self._parameters = mean, log_std.clamp(*self._bounds)
+        return self._parameters
+
+    @property
+    def mean(self) -> Tensor:
+        """Of u, `(B, A)`."""
+        return self.parameters[0]
+
+    @property
+    def log_std(self) -> Tensor:
+        """Of u, `(A,)` or `(B, A)`."""
+        return self.parameters[1]
 
     def sample(self, noise: Tensor) -> Tensor:
         """Returns actions `(B, A)` in [-1, 1] drawn with standard normal `noise` `(B, A)`: tanh(mean + std * noise)."""
@@ -154,6 +191,8 @@ class TanhGaussian:
 
         Exact where `log_prob` of the action alone is not: near the bounds many u round to one action.
         """
+        if self._outputs is not None and _tanh_gaussian.takes(self._outputs, noise):
+            return _tanh_gaussian.draw(self._outputs, noise, self._bounds)
         u = self.mean + torch.exp(self.log_std) * noise
         of_normal = -0.5 * noise.square() - self.log_std - LOG_SQRT_2PI
         return torch.tanh(u), (of_normal - log_slope_of_tanh(u)).sum(-1)

@@ -153,12 +153,16 @@ def run(plan: Plan, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def takes(x: Tensor) -> bool:
-    """Whether the kernels can take a tensor, and nothing listens to torch's own operations."""
+    """Whether the kernels can take a matrix, and nothing listens to torch's own operations."""
+    return x.ndim == 2 and is_plain(x)
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether a tensor is one that kernels can take, and nothing listens to torch's own operations."""
     return (
         AVAILABLE
         and type(x) is Tensor
         and x.dtype is torch.float32
-        and x.ndim == 2
         and x.is_cpu
         and x.layout is torch.strided
         and len(x) > 0

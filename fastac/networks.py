@@ -222,8 +222,7 @@ class TanhGaussianActor(nn.Module):
 
     def forward(self, observations: Tensor) -> TanhGaussian:
         """Maps observations `(B, *obs)` to the distribution of their actions `(B, A)`."""
-        mean, log_std = self.network(observations).chunk(2, dim=-1)
-        return TanhGaussian(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX))
+        return TanhGaussian.of_outputs(self.network(observations), LOG_STD_MIN, LOG_STD_MAX)
 
 
 class TanhActor(nn.Module):

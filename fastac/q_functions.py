@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastac.images import image_of
 from fastac.networks import Activation, NatureConvolutions, mlp
+from fastac.q_losses import minimum
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -56,10 +57,7 @@ class QFunctions(nn.Module):
 
     def minimum(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Returns min_k Q_k(s, a), `(B,)` (clipped double Q-learning, Fujimoto et al. 2018, equation 10)."""
-        first, *others = self(observations, actions)
-        for other in others:
-            first = torch.minimum(first, other)
-        return cast(Tensor, first)
+        return minimum(self(observations, actions))
 
 
 def make_q_functions(

@@ -28,6 +28,7 @@ from fastac.experience import Episodes, Experience
 from fastac.networks import Activation, make_tanh_gaussian_actor
 from fastac.optim import Adam
 from fastac.q_functions import Target, make_q_functions
+from fastac.q_losses import policy_loss, q_loss, q_targets
 from fastac.run import Callback, Result, Run, RunError, check_options, torch_threads
 
 
@@ -169,55 +170,21 @@ METRICS = (
 )
 
 
-def q_loss(q_values: tuple[Tensor, ...], targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Returns sum_k mean (Q_k - target)^2 / 2 (equation 5), each square times its importance weight if there are any.
-
-    Args:
-        q_values: K of `(B,)`.
-        targets: `(B,)`; no gradient.
-        weights: `(B,)`, of prioritized replay.
-
-    Example:
-        >>> q_loss((torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0])), torch.tensor([0.0, 0.0]))
-        tensor(1.2500)
-    """
-    total = torch.zeros((), dtype=targets.dtype, device=targets.device)
-    for values in q_values:
-        square = (values - targets).square()
-        total = total + 0.5 * (square if weights is None else weights * square).mean()
-    return total
-
-
-def policy_loss(alpha: Tensor, log_probs: Tensor, q_values: Tensor) -> Tensor:
-    """Returns mean[alpha log pi(a | s) - min_k Q_k(s, a)], a drawn from pi with a gradient (equation 7).
-
-    Args:
-        alpha: The temperature; no gradient.
-        log_probs: `(B,)`.
-        q_values: `(B,)`, the smallest of the Q.
-
-    Example:
-        >>> policy_loss(torch.tensor(0.5), torch.tensor([-2.0]), torch.tensor([3.0]))
-        tensor(-4.)
-    """
-    return (alpha * log_probs - q_values).mean()
-
-
-def temperature_loss(log_alpha: Tensor, log_probs: Tensor, target_entropy: float) -> Tensor:
-    """Returns -log alpha mean[log pi(a | s) + target entropy] (equation 18, with log alpha in place of alpha).
+def temperature_loss(log_alpha: Tensor, entropy: Tensor, target_entropy: float) -> Tensor:
+    """Returns log alpha (mean[-log pi(a | s)] - target entropy) (equation 18, with log alpha in place of alpha).
 
     Its gradient in log alpha does not shrink with alpha, so that a small temperature finds its way back.
 
     Args:
         log_alpha: Of the temperature.
-        log_probs: `(B,)`; no gradient.
+        entropy: mean[-log pi(a | s)] of a batch, in nats; no gradient.
         target_entropy: In nats.
 
     Example:
-        >>> temperature_loss(torch.tensor(-1.0), torch.tensor([0.5]), -1.0)
+        >>> temperature_loss(torch.tensor(-1.0), torch.tensor(-0.5), -1.0)
         tensor(-0.5000)
     """
-    return -(log_alpha * (log_probs.detach() + target_entropy)).mean()
+    return log_alpha * (entropy - target_entropy)
 
 
 class SAC:
@@ -272,8 +239,10 @@ class SAC:
 
         with torch.no_grad():
             actions, log_probs = self.actor(batch.next_observations).sample_and_log_prob(self.noise())
-            next_values = self.target.network.minimum(batch.next_observations, actions) - alpha * log_probs
-            targets = batch.rewards + batch.discounts * torch.where(batch.terminated, 0.0, next_values)
+            next_q_values = self.target.network(batch.next_observations, actions)
+            targets = q_targets(
+                batch.rewards, batch.discounts, batch.terminated, next_q_values, alpha=alpha, log_probs=log_probs
+            )
         q_values = self.q(batch.observations, batch.actions)
         loss = q_loss(q_values, targets, batch.weights)
         self.q_optimizer.zero_grad()
@@ -298,18 +267,19 @@ class SAC:
         # The gradient passes through the critics to the action; their own is not computed.
         for p in self.q_parameters:
             p.requires_grad_(False)
-        loss = policy_loss(alpha, log_probs, self.q.minimum(observations, actions))
+        loss = policy_loss(alpha, log_probs, self.q(observations, actions))
         for p in self.q_parameters:
             p.requires_grad_(True)
         self.policy_optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.policy_optimizer.step()
-        of_alpha = temperature_loss(self.log_alpha, log_probs, self.target_entropy)
+        entropy = -log_probs.detach().mean()
+        of_alpha = temperature_loss(self.log_alpha, entropy, self.target_entropy)
         if self.config.autotune:
             self.alpha_optimizer.zero_grad()
             of_alpha.backward()  # type: ignore[no-untyped-call]
             self.alpha_optimizer.step()
-        return torch.stack([loss.detach(), -log_probs.detach().mean(), alpha, of_alpha.detach()])
+        return torch.stack([loss.detach(), entropy, alpha, of_alpha.detach()])
 
     def noise(self) -> Tensor:
         """Standard normal, `(B, A)`, for the draws of one batch's actions."""

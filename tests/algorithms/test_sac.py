@@ -165,7 +165,7 @@ def test_the_temperature_starts_at_one_and_its_target_is_minus_the_actions():
     agent = sac.SAC(replay_agents.small("sac"))
     assert agent.log_alpha.item() == 0.0
     assert agent.target_entropy == -1.0
-    loss = sac.temperature_loss(agent.log_alpha, torch.tensor([3.0]), -1.0)
+    loss = sac.temperature_loss(agent.log_alpha, torch.tensor(-3.0), -1.0)
     loss.backward()
     assert agent.log_alpha.grad.item() == -2.0, "too little entropy: alpha rises"
 
