@@ -67,7 +67,7 @@ def score_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
     return -(log_probs * advantages).mean()
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_coef: float | None = None) -> Tensor:
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_coef: float | None) -> Tensor:
     """Returns 1/2 mean (V - R)^2 (eq. 9's L_VF, halved), or with `clip_coef` its pessimistic form.
 
     That is 1/2 mean max((V - R)^2, (V_old + clip(V - V_old, -eps, eps) - R)^2).

@@ -29,8 +29,10 @@ from torch import Tensor
 from fastac.buffers.rollout import Transitions
 from fastac.collector import Collector, Episodes
 from fastac.envs import Vectorization
+from fastac.fused import fused_a2c_loss
+from fastac.losses import a2c_loss
 from fastac.networks import Activation, Actor
-from fastac.normalize import normalize_advantages
+from fastac.optim import Adam, RMSprop
 from fastac.returns import discounted_returns, gae, lambda_returns, n_step_returns
 from fastac.run import Callback, Result, Run, RunError, check_options, torch_threads
 
@@ -159,16 +161,6 @@ def targets(transitions: Transitions, config: Config) -> Tensor:
     return n_step_returns(rewards, values, *rest, n=n, gamma=config.gamma)
 
 
-def policy_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
-    """Returns -mean log pi(a | s) A: its gradient is the policy gradient's negative.
-
-    Example:
-        >>> policy_loss(torch.tensor([-1.0, -2.0]), torch.tensor([2.0, 0.0]))
-        tensor(1.)
-    """
-    return -(log_probs * advantages).mean()
-
-
 def value_loss(values: Tensor, y: Tensor) -> Tensor:
     """Returns 1/2 mean (V - y)^2.
 
@@ -192,6 +184,18 @@ class Batch(NamedTuple):
     values: Tensor  # (B,), V(s_t) that the advantages and y were computed from
 
 
+def loss(actor: Actor, critic: torch.nn.Module, batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
+    """Returns L (`fastac.losses.a2c_loss` has its terms) and the first three of `METRICS`, on the device."""
+    options: dict[str, Any] = {
+        "vf_coef": config.vf_coef, "ent_coef": config.ent_coef, "norm_adv": config.norm_adv
+    }  # fmt: skip
+    _, actions, advantages, y, values = batch
+    if config.critic_steps:
+        # V has been fitted: its values are numbers here, and the loss has no gradient in them.
+        return a2c_loss(actor(batch.observations), actions, advantages, values, y, **options)
+    return fused_a2c_loss(actor, critic, batch.observations, actions, advantages, y, **options)
+
+
 class ActorCritic:
     """Everything that changes while training, and the four parts of an iteration."""
 
@@ -204,8 +208,10 @@ class ActorCritic:
         self.critic = self.collector.make_critic()
         critic_parameters = list(self.critic.parameters())
         self.parameters = [*self.actor.parameters(), *([] if config.critic_steps else critic_parameters)]
-        self.optimizer = make_optimizer(config.optimizer, self.parameters, config.learning_rate)
-        self.critic_optimizer = make_optimizer(config.optimizer, critic_parameters, config.critic_learning_rate)
+        make = {"rmsprop": RMSprop, "adam": Adam}[config.optimizer]
+        shared: dict[str, Any] = {"eps": 1e-5, "max_grad_norm": config.max_grad_norm}
+        self.optimizer = make(self.parameters, lr=config.learning_rate, **shared)
+        self.critic_optimizer = make(critic_parameters, lr=config.critic_learning_rate, **shared)
 
     @property
     def global_step(self) -> int:
@@ -237,7 +243,6 @@ class ActorCritic:
             observations, y = buffer.valid(buffer.flat()[0], y.flatten())
             self.critic_optimizer.zero_grad()
             value_loss(self.critic(observations).squeeze(-1), y).backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.critic.parameters(), config.max_grad_norm, foreach=True)
             self.critic_optimizer.step()
 
     def estimate(self) -> None:
@@ -251,22 +256,12 @@ class ActorCritic:
     def update(self) -> Tensor:
         """Takes the policy's step, in A2C with V's; returns `METRICS`, on the device."""
         config, batch = self.config, self.batch
-        distribution = self.actor(batch.observations)
-        advantages = normalize_advantages(batch.advantages) if config.norm_adv else batch.advantages
-        # Where V has been fitted, its values are numbers here, and the loss has no gradient in them.
-        values: Tensor = batch.values if config.critic_steps else self.critic(batch.observations).squeeze(-1)
-
-        pg_loss = policy_loss(distribution.log_prob(batch.actions), advantages)
-        v_loss = value_loss(values, batch.targets)
-        entropy = distribution.entropy().mean()
-        total = pg_loss + config.vf_coef * v_loss - config.ent_coef * entropy
-
+        total, metrics = loss(self.actor, self.critic, batch, config)
         self.optimizer.zero_grad()
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm, foreach=True)
+        total.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         explained = 1.0 - (batch.targets - batch.values).var() / batch.targets.var()
-        return torch.stack([pg_loss, v_loss, entropy, explained]).detach()
+        return torch.cat([metrics, explained.reshape(1)])
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything needed to go on bit for bit, in plain containers and tensors."""
@@ -283,15 +278,6 @@ class ActorCritic:
         self.critic.load_state_dict(state["critic"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
-
-
-def make_optimizer(
-    name: Literal["rmsprop", "adam"], parameters: list[torch.nn.Parameter], learning_rate: float
-) -> torch.optim.Optimizer:
-    """Returns RMSprop with a decay of 0.99, or Adam."""
-    if name == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr=learning_rate, alpha=0.99, eps=1e-5, foreach=True)
-    return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=True)
 
 
 def train(

@@ -16,6 +16,7 @@ from test_run import everything
 from fastac.algorithms import actor_critic, ppo, preset, resume
 from fastac.buffers.rollout import Transitions
 from fastac.evaluate import evaluate, interquartile_mean
+from fastac.losses import score_loss
 from fastac.returns import gae
 from fastac.run import RunError, torch_threads
 
@@ -48,7 +49,7 @@ def expected_gradient(V, gamma, gae_lambda):
         rows = Transitions(*map(torch.from_numpy, numbers), ended, torch.zeros(T).bool(), torch.ones(T).bool())
         advantages = gae(*rows, gamma=gamma, gae_lambda=gae_lambda).advantages
         log_probs = actor(mdp.observe(x.states)).log_prob(torch.from_numpy(x.actions))
-        expected = expected - p * T * mdp.gradient_of(actor_critic.policy_loss(log_probs, advantages), actor)
+        expected = expected - p * T * mdp.gradient_of(score_loss(log_probs, advantages), actor)
     return expected
 
 
@@ -387,7 +388,7 @@ def test_defaults_are_sb3s():
     zoo = actor_critic.PRESETS["sb3-zoo"]["CartPole-v1"]
     assert zoo == dataclasses.replace(actor_critic.PRESETS["sb3"], num_envs=8) == actor_critic.Config()
     optimizer = actor_critic.ActorCritic(zoo).optimizer
-    assert type(optimizer) is torch.optim.RMSprop
+    assert isinstance(optimizer, torch.optim.RMSprop)
     assert {name: optimizer.defaults[name] for name in ("alpha", "eps", "momentum", "centered", "weight_decay")} == {
         "alpha": 0.99,
         "eps": 1e-5,
