@@ -1,0 +1,46 @@
+"""The kernels for CUDA, by numba-cuda: the CPU's names and arguments, and then what a launch needs besides.
+
+Estimators take what the CPU's kernel of that name takes (see `fastac_kernels.gae.gae_at`), with addresses of device
+memory, `terminated` 0 where nothing is, and then
+
+    carries: Address of `carries_size(...)` elements to work in, 0 where that is 0.
+    stream:  CUDA stream, as an integer; torch's is `torch.cuda.current_stream().cuda_stream`.
+    device:  Its device's index.
+
+Nothing is checked, nothing allocated, and nothing waits: calls can be captured in a CUDA graph once they have run once.
+Importing this needs Numba with its CUDA target; `unavailable` says what is missing before anything is launched.
+"""
+
+from fastac_kernels.cuda.gae import gae_at
+from fastac_kernels.cuda.launch import recorded, unavailable
+from fastac_kernels.cuda.n_step import n_step_returns_at
+from fastac_kernels.cuda.ratio import partials_size, ppo_clip_loss_at
+from fastac_kernels.cuda.retrace import retrace_at
+from fastac_kernels.cuda.returns import lambda_returns_at
+from fastac_kernels.cuda.ring import gather_rows_at
+from fastac_kernels.cuda.scan import carries_size
+from fastac_kernels.cuda.vtrace import vtrace_at
+
+ESTIMATORS = {
+    "gae": gae_at,
+    "discounted_returns": lambda_returns_at,
+    "lambda_returns": lambda_returns_at,
+    "n_step_returns": n_step_returns_at,
+    "vtrace": vtrace_at,
+    "retrace": retrace_at,
+}
+
+__all__ = [
+    "ESTIMATORS",
+    "carries_size",
+    "gae_at",
+    "gather_rows_at",
+    "lambda_returns_at",
+    "n_step_returns_at",
+    "partials_size",
+    "ppo_clip_loss_at",
+    "recorded",
+    "retrace_at",
+    "unavailable",
+    "vtrace_at",
+]

@@ -1,0 +1,368 @@
+"""Backward recurrences of many sequences: one kernel for every memory layout, estimator and length.
+
+What a row hands to the row before it is a state x, and what row t makes of the state behind it is linear:
+
+    x[t] = a[t] + b[t] * x[t+1] + c[t] * V[t+1]        V: the value of the next row that is in time
+
+so runs of rows are such maps, too, and maps compose. An episode's end cuts: a alone is left, by selection, so that NaN
+behind it does no harm. A row that is not in time is the identity. Where next values are given row by row, V is not
+needed, and the place of c is taken by what the row hands on when no row that is in time lies behind it.
+
+A block takes a tile of sequences, and of each sequence some rows at a time, from its end: every thread has `ROWS`
+consecutive ones in registers, composes them, finds the map of all rows behind its own by doubling in shared memory
+(Hillis and Steele 1986), and goes through its rows once more, with the true state. Memory is read once. Where this
+makes too few blocks - long sequences, and few of them - sequences are cut into chunks: a first launch leaves the map of
+every chunk but the first, and the second starts each chunk from the maps behind it. Which operations happen in which
+order depends on shapes alone: results are the same bits on every run, stream and device.
+
+    Blelloch 1990, *Prefix Sums and Their Applications*, section 1.4: first-order recurrences as scans
+"""
+
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda, types
+
+from fastac_kernels.cuda import launch
+from fastac_kernels.cuda.launch import FLOATS, Kernel, pointer, power_of_two
+
+ROWS = 4  # of a thread: written out below
+SLOTS = 5  # of a map: a, b, c, V, kind
+THREADS = 256  # of a block, at most
+TILE = 32  # sequences that are neighbours in memory: a warp reads whole lines
+CHUNKS = 64  # of a sequence, at most
+ENOUGH = 512  # blocks that keep a device busy
+
+# What is present.
+VALUES, TERMINATED, TRUNCATED, MASK, PACKED, RATIOS, SECOND = 1, 2, 4, 8, 16, 32, 64
+# Of a row, and of a map: 0 is the identity.
+VALID, CUT = 1, 2
+ROW_TERMINATED, ROW_TRUNCATED = 2, 4
+
+
+class Recurrence(NamedTuple):
+    """An estimator as the kernel needs it: functions for the device, of one float type and form of next values.
+
+    Attributes:
+        start: (last value, scalars) -> x after the last row, where next values are short.
+        row: (log ratio, reward, value, next value, terminated, truncated, scalars) -> a, b, c, whether it cuts.
+        outputs: (those, x, V, whether a row in time lies behind) -> x, and the two outputs.
+    """
+
+    start: Callable[..., Any]
+    row: Callable[..., Any]
+    outputs: Callable[..., Any]
+
+
+class Shape(NamedTuple):
+    """How a call is laid out: sequences of a block, threads along each, blocks, and chunks of every sequence."""
+
+    width: int
+    depth: int
+    tiles: int
+    chunks: int
+
+
+@lru_cache(maxsize=1024)
+def shape_of(total: int, sequences: int, lanes: int) -> Shape:
+    """Depends on sizes alone, so that results do; packed sequences are taken to have their mean length."""
+    count = sequences * lanes
+    rows = -(-total // count)
+    if lanes > 1:
+        width = min(TILE, power_of_two(lanes))
+        depth = min(THREADS // width, power_of_two(-(-rows // ROWS)))
+    else:
+        depth = min(THREADS, power_of_two(-(-rows // ROWS)))
+        width = min(max(THREADS // 2 // depth, 1), power_of_two(sequences))
+    tiles = -(-count // width)
+    chunks = min(CHUNKS, ENOUGH // tiles, rows // (4 * ROWS * depth))
+    return Shape(width, depth, tiles, max(chunks, 1))
+
+
+def carries_size(total: int, sequences: int, lanes: int) -> int:
+    """Elements of memory that `run` needs for the maps of chunks: mostly none."""
+    chunks = shape_of(total, sequences, lanes).chunks if total > 0 else 1
+    return 0 if chunks == 1 else SLOTS * chunks * sequences * lanes
+
+
+@cache
+def composition(full: bool) -> tuple[Any, Any]:
+    """For the device: the map of two runs of rows, the earlier one's first; and a state before a run, from that behind.
+
+    A map is a, b, c, V and its kind; a state x, V, and whether a row in time lies behind.
+    """
+
+    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
+    def compose(earlier: Any, later: Any) -> Any:
+        a, b, c, value, kind = earlier
+        if kind == 0:
+            return later
+        later_a, later_b, later_c, later_value, later_kind = later
+        if later_kind == 0 or kind & CUT != 0:
+            return earlier
+        if full:
+            return a + b * later_a, b * later_b, a + b * later_c, value, kind | later_kind
+        return (a + c * later_value) + b * later_a, b * later_b, b * later_c, value, kind | later_kind
+
+    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
+    def apply(run: Any, state: Any) -> Any:
+        a, b, c, value, kind = run
+        if kind == 0:
+            return state
+        x, next_value, behind = state
+        if kind & CUT != 0:
+            return a, value, 1
+        if full:
+            return (a + b * x if behind != 0 else c), value, 1
+        return (a + c * next_value) + b * x, value, 1
+
+    return compose, apply
+
+
+@cache
+def loading(real: Any, full: bool) -> Any:
+    """For the device: one row; what is not in time, or not there, is never read."""
+    zero = real(0)
+
+    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
+    def load(inside: Any, i: Any, present: Any, arrays: Any) -> Any:
+        log_ratios, rewards, values, next_values, terminated, truncated, mask = arrays
+        log_ratio, reward, value, following, flags = zero, zero, zero, zero, 0
+        if inside and (present & MASK == 0 or mask[i] != 0):
+            flags = VALID
+            reward = rewards[i]
+            if present & RATIOS != 0:
+                log_ratio = log_ratios[i]
+            if present & VALUES != 0:
+                value = values[i]
+            if full:
+                following = next_values[i]
+            if present & TERMINATED != 0 and terminated[i] != 0:
+                flags |= ROW_TERMINATED
+            if present & TRUNCATED != 0 and truncated[i] != 0:
+                flags |= ROW_TRUNCATED
+        return log_ratio, reward, value, following, flags
+
+    return load
+
+
+@cache
+def row_functions(recurrence: Callable[..., Recurrence], real: Any, full: bool) -> tuple[Any, Any, Any]:
+    """For the device: the first x; the map of a row and all behind it; a row's outputs and the state before it."""
+    start, row, outputs = recurrence(real, full)
+    compose, _ = composition(full)
+    zero = real(0)
+
+    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
+    def extend(loaded: Any, scalars: Any, later: Any) -> Any:
+        log_ratio, reward, value, following, flags = loaded
+        if flags == 0:
+            return later
+        a, b, c, cut = row(
+            log_ratio, reward, value, following, flags & ROW_TERMINATED != 0, flags & ROW_TRUNCATED != 0, scalars
+        )
+        return compose((a, b, c, value, VALID | CUT if cut else VALID), later)
+
+    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
+    def write(inside: Any, i: Any, loaded: Any, scalars: Any, state: Any, present: Any, first: Any, second: Any) -> Any:
+        if not inside:
+            return state
+        log_ratio, reward, value, following, flags = loaded
+        x, next_value, behind = state
+        one_output, other_output = zero, zero
+        if flags != 0:
+            x, one_output, other_output = outputs(
+                log_ratio, reward, value, following, flags & ROW_TERMINATED != 0, flags & ROW_TRUNCATED != 0, scalars,
+                x, next_value, behind != 0,
+            )  # fmt: skip
+            next_value, behind = value, 1
+        first[i] = one_output
+        if present & SECOND != 0:
+            second[i] = other_output
+        return x, next_value, behind
+
+    return start, extend, write
+
+
+@cache
+def scan_kernel(name: str, recurrence: Callable[..., Recurrence], real: Any, full: bool, reduce: bool) -> Kernel:
+    """The kernel of one estimator, float type and form of next values.
+
+    Args:
+        name: Of the estimator.
+        recurrence: Gives its `Recurrence` for a float type and a form.
+        real: `np.float32` or `np.float64`.
+        full: Next values are given for every row.
+        reduce: The first of two launches: writes the maps of chunks, and no outputs.
+    """
+    start, extend, write = row_functions(recurrence, real, full)
+    load, (compose, apply) = loading(real, full), composition(full)
+    zero, one = real(0), real(1)
+    slots, threads, shared_size = SLOTS, THREADS, 2 * SLOTS * THREADS
+
+    def kernel(
+        log_ratios: Any, rewards: Any, values: Any, next_values: Any, last_values: Any, terminated: Any, truncated: Any,
+        mask: Any, cu_seqlens: Any, first: Any, second: Any, carries: Any,
+        total: Any, sequences: Any, lanes: Any, chunks: Any, present: Any,
+        s0: Any, s1: Any, s2: Any, s3: Any, s4: Any, s5: Any,
+    ) -> None:  # fmt: skip
+        scalars = (s0, s1, s2, s3, s4, s5)
+        arrays = (log_ratios, rewards, values, next_values, terminated, truncated, mask)
+        shared = cuda.shared.array(shared_size, real)
+        count = sequences * lanes
+        # Neighbours in memory are neighbours among threads: sequences where lanes alternate, else rows.
+        if lanes > 1:
+            lane, at, width, depth, pace = (
+                cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.x, cuda.blockDim.y, cuda.blockDim.x
+            )  # fmt: skip
+        else:
+            lane, at, width, depth, pace = (
+                cuda.threadIdx.y, cuda.threadIdx.x, cuda.blockDim.y, cuda.blockDim.x, 1
+            )  # fmt: skip
+        slot = cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x
+        head = slot - at * pace  # the slot of this sequence's first thread
+        sequence = cuda.blockIdx.x * width + lane
+        chunk = cuda.blockIdx.y + (1 if reduce else 0)
+        span = depth * ROWS
+        here = sequence < count
+
+        # Where the sequence begins and how long it is; how often all threads of the block go round.
+        length, begin, longest = 0, 0, 0
+        if present & PACKED != 0:
+            if here:
+                begin = cu_seqlens[sequence]
+                length = cu_seqlens[sequence + 1] - begin
+            for other in range(cuda.blockIdx.x * width, min(cuda.blockIdx.x * width + width, count)):
+                longest = max(longest, cu_seqlens[other + 1] - cu_seqlens[other])
+        else:
+            longest = total // count
+            if here:
+                length = longest
+                begin = (sequence // lanes) * length * lanes + sequence % lanes
+        part = (((length + chunks - 1) // chunks + span - 1) // span) * span
+        low = min(chunk * part, length)
+        high = min(low + part, length)
+        rounds = ((longest + chunks - 1) // chunks + span - 1) // span
+
+        # The state behind the last row; behind this chunk.
+        identity = (zero, one, zero, zero, 0)
+        x, next_value, behind = zero, zero, 0
+        gathered = identity
+        if not reduce and here:
+            if not full:
+                next_value = last_values[sequence]
+                x = start(next_value, scalars)
+            for other in range(chunks - 1, chunk, -1):
+                place = other * count + sequence
+                pitch = chunks * count
+                run = (
+                    carries[place], carries[place + pitch], carries[place + 2 * pitch], carries[place + 3 * pitch],
+                    int(carries[place + 4 * pitch]),
+                )  # fmt: skip
+                x, next_value, behind = apply(run, (x, next_value, behind))
+
+        half = 0
+        for turn in range(rounds - 1, -1, -1):
+            t = low + turn * span + at * ROWS
+            i0 = begin + t * lanes
+            i1, i2, i3 = i0 + lanes, i0 + 2 * lanes, i0 + 3 * lanes
+            in0, in1, in2, in3 = t < high, t + 1 < high, t + 2 < high, t + 3 < high
+            row3 = load(in3, i3, present, arrays)
+            row2 = load(in2, i2, present, arrays)
+            row1 = load(in1, i1, present, arrays)
+            row0 = load(in0, i0, present, arrays)
+            own = extend(row3, scalars, identity)
+            own = extend(row2, scalars, own)
+            own = extend(row1, scalars, own)
+            own = extend(row0, scalars, own)
+
+            # Doubling: the map of this thread's rows and of all behind them, up to the end of the span.
+            distance = 1
+            while True:
+                base = half * slots * threads + slot
+                a, b, c, value, kind = own
+                shared[base] = a
+                shared[base + threads] = b
+                shared[base + 2 * threads] = c
+                shared[base + 3 * threads] = value
+                shared[base + 4 * threads] = real(kind)
+                cuda.syncthreads()
+                if distance >= depth:
+                    break
+                if at + distance < depth:
+                    base += distance * pace
+                    own = compose(own, (
+                        shared[base], shared[base + threads], shared[base + 2 * threads], shared[base + 3 * threads],
+                        int(shared[base + 4 * threads]),
+                    ))  # fmt: skip
+                distance *= 2
+                half = 1 - half
+            base = half * slots * threads + head
+            whole = (
+                shared[base], shared[base + threads], shared[base + 2 * threads], shared[base + 3 * threads],
+                int(shared[base + 4 * threads]),
+            )  # fmt: skip
+            if reduce:
+                gathered = compose(whole, gathered)
+            else:
+                state = (x, next_value, behind)
+                if at + 1 < depth:
+                    base = half * slots * threads + slot + pace
+                    state = apply((
+                        shared[base], shared[base + threads], shared[base + 2 * threads], shared[base + 3 * threads],
+                        int(shared[base + 4 * threads]),
+                    ), state)  # fmt: skip
+                state = write(in3, i3, row3, scalars, state, present, first, second)
+                state = write(in2, i2, row2, scalars, state, present, first, second)
+                state = write(in1, i1, row1, scalars, state, present, first, second)
+                state = write(in0, i0, row0, scalars, state, present, first, second)
+                x, next_value, behind = apply(whole, (x, next_value, behind))
+            half = 1 - half
+        if reduce and here and at == 0:
+            a, b, c, value, kind = gathered
+            place = chunk * count + sequence
+            pitch = chunks * count
+            carries[place] = a
+            carries[place + pitch] = b
+            carries[place + 2 * pitch] = c
+            carries[place + 3 * pitch] = value
+            carries[place + 4 * pitch] = real(kind)
+
+    element = FLOATS[np.dtype(real)]
+    floats, flags = pointer(element), pointer(types.uint8)
+    kinds = (
+        *(floats,) * 5, *(flags,) * 3, pointer(types.int64), *(floats,) * 3, *(types.int64,) * 5, *(element,) * 6
+    )  # fmt: skip
+    form = "full" if full else "short"
+    return Kernel(f"{name} {form} {element}{' chunks' if reduce else ''}", kernel, kinds)
+
+
+def run(
+    name: str, recurrence: Callable[..., Recurrence], log_ratios: int, rewards: int, values: int, next_values: int,
+    last_values: int, terminated: int, truncated: int, mask: int, cu_seqlens: int, first: int, second: int,
+    total: int, sequences: int, lanes: int, scalars: tuple[float, ...], like: Any, carries: int,
+    stream: int, device: int,
+) -> None:  # fmt: skip
+    """Launch an estimator over contiguous memory on the device; see `fastac_kernels.cuda` for the arguments."""
+    if total == 0:
+        return
+    width, depth, tiles, chunks = shape_of(total, sequences, lanes)
+    present = (
+        (VALUES if values else 0) | (TERMINATED if terminated else 0) | (TRUNCATED if truncated else 0)
+        | (MASK if mask else 0) | (PACKED if cu_seqlens else 0) | (RATIOS if log_ratios else 0)
+        | (SECOND if second else 0)
+    )  # fmt: skip
+    arguments = (
+        log_ratios, rewards, values, next_values, last_values, terminated, truncated, mask, cu_seqlens, first, second,
+        carries, total, sequences, lanes, chunks, present, *scalars, *(0.0,) * (6 - len(scalars)),
+    )  # fmt: skip
+    block = (width, depth) if lanes > 1 else (depth, width)
+    real: Any = type(like)
+    full = next_values != 0
+    if chunks > 1:
+        reduction = scan_kernel(name, recurrence, real, full, True)
+        launch.driver(reduction, (tiles, chunks - 1), block, stream, device, arguments)
+    scan = scan_kernel(name, recurrence, real, full, False)
+    launch.driver(scan, (tiles, chunks), block, stream, device, arguments)

@@ -1,0 +1,41 @@
+"""Every estimator in Numba's simulator against the references; run by `test_simulated.py`, in a process of its own."""
+
+import numpy as np
+import pytest
+from cuda_cases import LAYOUTS, NAMES, Case, make
+from simulator import Simulator, rest_while_waiting
+
+from fastac_kernels.cuda import launch, scan
+from fastac_kernels.cuda.scan import Shape
+
+rest_while_waiting()
+# Sequences of a block, threads along each, chunks: a thread alone, neighbours, doubling, two launches.
+SHAPES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (1, 4, 1), (1, 1, 3), (2, 2, 2), (1, 2, 5)]
+FORMS = [(name, full) for name in NAMES for full in (True, False) if full or name != "retrace"]
+
+
+def simulate(case: Case, monkeypatch: pytest.MonkeyPatch, width: int, depth: int, chunks: int) -> list[np.ndarray]:
+    """Run a call with so many threads, sequences and chunks; every output is written, and once."""
+    _, sequences, lanes = case.sizes
+    shape = Shape(width, depth, -(-sequences * lanes // width), chunks)
+    monkeypatch.setattr(scan, "shape_of", lambda *sizes: shape)
+    monkeypatch.setattr("fastac_kernels.cuda.n_step.shape_of", lambda *sizes: shape)
+    simulator = Simulator()
+    with launch.recorded(simulator):
+        outputs = case.call(simulator.place)
+    for memory in simulator.memory.values():
+        if memory.is_output and memory.array.size == case.sizes[0] and any(memory.array is x for x in outputs):
+            assert np.all(memory.writes == 1), str(case)
+    return outputs
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("name", "full"), FORMS)
+def test_estimators(name: str, full: bool, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng([NAMES.index(name), full, LAYOUTS.index(layout)])
+    for i, shape in enumerate(SHAPES):
+        if name == "n_step_returns" and shape[2] > 1:
+            continue
+        sizes = (1, 2, 3, 5) if i % 4 else (17, 33) if layout == "single" else (3, 17)
+        case = make(name, layout, full, (np.float32, np.float64)[i % 2], generator, sizes)
+        case.check(simulate(case, monkeypatch, *shape))
