@@ -6,6 +6,8 @@ from pathlib import Path
 
 from bench import one_core  # noqa: F401  (first: it sets thread counts that libraries read when imported)
 
+LEARNING = ("cleanrl", "cleanrl-unclipped", "zoo", "a2c-zoo", "sac-zoo", "all")
+
 
 def seed_list(text: str) -> list[int]:
     first, _, last = text.partition("-")
@@ -26,13 +28,18 @@ def main() -> None:
         command = commands.add_parser(name, help=text)
         command.add_argument("--seconds", type=float, default=3.0, help="least time spent on a case")
     commands.add_parser("overhead", help="one small call; import; first calls")
-    training = commands.add_parser("training", help="PPO steps per CPU-second against SB3, in turn")
+    training = commands.add_parser("training", help="whole trainings against SB3, CleanRL, SBX and the limits, in turn")
     training.add_argument("--rounds", type=int, default=5)
-    training.add_argument("--updates", type=int, default=40, help="rollouts of 512 steps in a round")
-    learning = commands.add_parser("learning", help="PPO's learning results over seeds")
-    learning.add_argument("--library", choices=("fastac", "sb3"), required=True)
-    learning.add_argument("--setting", choices=("cleanrl", "cleanrl-unclipped", "zoo"), required=True)
+    training.add_argument("--seconds", type=float, default=1.5, help="least CPU time of a trainer in a round")
+    training.add_argument("--only", default=None, help="trainings and parts whose name holds this text")
+    training.add_argument("--cleanrl", type=Path, default=None, help="a checkout of CleanRL; its scripts take part")
+    learning = commands.add_parser("learning", help="what PPO, A2C and SAC learn, over seeds, beside SB3")
+    learning.add_argument("--library", choices=("fastac", "sb3", "all"), required=True)
+    learning.add_argument(
+        "--setting", choices=("cleanrl", "cleanrl-unclipped", "zoo", "a2c-zoo", "sac-zoo", "all"), required=True
+    )
     learning.add_argument("--seeds", type=seed_list, default=seed_list("0-9"), help="a range such as 0-9")
+    learning.add_argument("--again", action="store_true", help="run recorded seeds anew, in place of what is there")
     ladder = commands.add_parser("ladder", help="what every algorithm learns, over seeds")
     ladder.add_argument(
         "--folder", type=Path, default=Path("runs/ladder"), help="where the runs go; finished ones stay"
@@ -75,11 +82,13 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.command == "training":
         from bench import training
 
-        training.main(arguments.rounds, arguments.updates)
+        return training.main(arguments.rounds, arguments.seconds, arguments.only, arguments.cleanrl)
     elif arguments.command == "learning":
-        from bench import learning
+        from bench import learning, learning_tasks
 
-        learning.main(arguments.library, arguments.setting, arguments.seeds)
+        for name in learning_tasks.TASKS if arguments.setting == "all" else [arguments.setting]:
+            for library in learning.RUNNERS if arguments.library == "all" else [arguments.library]:
+                learning.main(library, name, arguments.seeds, again=arguments.again)
     elif arguments.command == "ladder":
         from bench import ladder
 

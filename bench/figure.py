@@ -1,7 +1,8 @@
 """The README's figure, once for light and once for dark pages, from the recorded results.
 
-Left: GAE, nanoseconds per element. Right: CartPole, return against CPU-seconds (mean and quartiles of ten seeds). The
-file carries a digest of the numbers that it shows, so that a test can tell whether it belongs to the results.
+Above: whole trainings beside their limits. Below: GAE, nanoseconds per element; CartPole, return against CPU-seconds
+(mean and quartiles of ten seeds). The file carries a digest of the numbers that it shows, so that a test can tell
+whether it belongs to the results.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bench import record
+from bench.figure_training import draw_training, training_numbers
 from bench.report import TITLES, Results, need, peer_time
 
 FOLDER = record.ROOT / "docs"
@@ -48,7 +50,9 @@ def numbers(results: Results) -> dict[str, Any]:
             "low": np.quantile(returns, 0.25, axis=0).round(1).tolist(),
             "high": np.quantile(returns, 0.75, axis=0).round(1).tolist(),
         }
-    return {"shapes": [f"{c['T']}x{c['N']}" for c in cases], "ns_per_element": lines, "curves": curves}
+    shown = {"shapes": [f"{c['T']}x{c['N']}" for c in cases], "ns_per_element": lines, "curves": curves}
+    trainings = training_numbers(need(results, "training"))
+    return shown | ({"trainings": trainings} if trainings else {})
 
 
 def digest(results: Results) -> str:
@@ -93,9 +97,16 @@ def draw_theme(shown: dict[str, Any], theme: str, target: Path, mark: str) -> No
         "svg.hashsalt": "fastac",
     }
     with mpl.rc_context(style):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.7), width_ratios=(1.25, 1), layout="constrained")
-        draw_estimators(left, shown, colours)
-        draw_learning(right, shown, colours)
+        places = [["estimators", "learning"]]
+        options: dict[str, Any] = {"figsize": (10, 3.7)}
+        if "trainings" in shown:
+            places = [["trainings", "trainings"], *places]
+            options = {"figsize": (10, 7.2), "height_ratios": (1, 1.05)}
+        figure, axes = plt.subplot_mosaic(places, width_ratios=(1.25, 1), layout="constrained", **options)
+        draw_estimators(axes["estimators"], shown, colours)
+        draw_learning(axes["learning"], shown, colours)
+        if "trainings" in shown:
+            draw_training(axes["trainings"], shown["trainings"], colours)
         figure.savefig(target, transparent=True, metadata={"Date": None, "Description": f"results {mark}"})
         plt.close(figure)
 

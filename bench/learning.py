@@ -1,12 +1,12 @@
-"""Learning results: PPO by fastac and by SB3 at equal hyperparameters, seeds fixed beforehand.
+"""Learning results: fastac and SB3 at equal hyperparameters, seeds fixed beforehand.
 
 Final weights, mode action, 100 episodes whose k-th start is `reset(seed=10_000 + k)`. One record a seed; a seed that is
-recorded already is skipped, so an interrupted run goes on where it stopped.
+recorded already is skipped, so an interrupted run goes on where it stopped; `--again` runs it anew.
 
     python -m bench learning --library sb3 --setting cleanrl --seeds 0-9
+    python -m bench learning --library fastac --setting all --again
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -16,16 +16,16 @@ import gymnasium
 import numpy as np
 
 from bench import record
-from bench.ppo_settings import ENV_ID, MAPPING, SETTINGS, Setting, fastac_config, sb3_model
+from bench.learning_tasks import TASKS, Task
 
 EPISODES = 100
 FIRST_START = 10_000
 CURVE_POINTS = 50
 
 
-def evaluate(act: Callable[[np.ndarray], np.ndarray]) -> list[float]:
+def evaluate(act: Callable[[np.ndarray], np.ndarray], env_id: str = "CartPole-v1") -> list[float]:
     """Undiscounted returns of the fixed starts, all environments stepped together."""
-    envs = [gymnasium.make(ENV_ID) for _ in range(EPISODES)]
+    envs = [gymnasium.make(env_id) for _ in range(EPISODES)]
     observations = np.stack([env.reset(seed=FIRST_START + k)[0] for k, env in enumerate(envs)])
     returns = np.zeros(EPISODES)
     running = np.arange(EPISODES)
@@ -33,7 +33,7 @@ def evaluate(act: Callable[[np.ndarray], np.ndarray]) -> list[float]:
         actions = act(observations[running])
         going = []
         for k, action in zip(running, actions, strict=True):
-            observations[k], reward, terminated, truncated, _ = envs[k].step(int(action))
+            observations[k], reward, terminated, truncated, _ = envs[k].step(action)
             returns[k] += float(reward)
             if not (terminated or truncated):
                 going.append(k)
@@ -41,7 +41,7 @@ def evaluate(act: Callable[[np.ndarray], np.ndarray]) -> list[float]:
     return returns.tolist()
 
 
-def run_sb3(setting: Setting, seed: int) -> dict[str, Any]:
+def run_sb3(task: Task, seed: int) -> dict[str, Any]:
     from stable_baselines3.common.callbacks import BaseCallback
 
     class Curve(BaseCallback):
@@ -54,35 +54,34 @@ def run_sb3(setting: Setting, seed: int) -> dict[str, Any]:
             return True
 
         def _on_rollout_end(self) -> None:
-            recent = [info["r"] for info in self.model.ep_info_buffer]
-            if recent and due(self.num_timesteps, self.points, setting):
-                self.points.append([self.num_timesteps, round(float(np.mean(recent)), 1)])
+            if due(self.num_timesteps, self.points, task):
+                recent = [info["r"] for info in self.model.ep_info_buffer]
+                if recent:
+                    self.points.append([self.num_timesteps, round(float(np.mean(recent)), 1)])
 
-    model, curve = sb3_model(setting, seed), Curve()
+    model, curve = task.sb3(seed), Curve()
     cpu, wall = time.process_time(), time.perf_counter()
-    model.learn(setting.steps, callback=curve)
+    model.learn(task.steps, callback=curve)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    returns = evaluate(lambda observations: model.predict(observations, deterministic=True)[0])
+    returns = evaluate(lambda observations: model.predict(observations, deterministic=True)[0], task.env_id)
     return summary(seed, int(model.num_timesteps), cpu, wall, returns, curve.points)
 
 
-def run_fastac(setting: Setting, seed: int) -> dict[str, Any]:
-    from fastac.algorithms import ppo
-
+def run_fastac(task: Task, seed: int) -> dict[str, Any]:
     points: list[list[float]] = []
 
     def curve(progress: Any) -> None:
-        if not math.isnan(progress.episode_return) and due(progress.global_step, points, setting):
+        if not math.isnan(progress.episode_return) and due(progress.global_step, points, task):
             points.append([progress.global_step, round(progress.episode_return, 1)])
 
     cpu, wall = time.process_time(), time.perf_counter()
-    result = ppo.train(fastac_config(setting, seed), callback=curve)
+    result = task.fastac(seed, curve)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return summary(seed, result.global_step, cpu, wall, evaluate(result.policy.act), points)
+    return summary(seed, result.global_step, cpu, wall, evaluate(result.policy.act, task.env_id), points)
 
 
-def due(step: int, points: list[list[float]], setting: Setting) -> bool:
-    return step >= (len(points) + 1) * setting.steps / CURVE_POINTS
+def due(step: int, points: list[list[float]], task: Task) -> bool:
+    return step >= (len(points) + 1) * task.steps / CURVE_POINTS
 
 
 def summary(
@@ -103,32 +102,32 @@ def summary(
     }
 
 
-RUNNERS: dict[str, Callable[[Setting, int], dict[str, Any]]] = {"fastac": run_fastac, "sb3": run_sb3}
+RUNNERS: dict[str, Callable[[Task, int], dict[str, Any]]] = {"fastac": run_fastac, "sb3": run_sb3}
 
 
-def main(library: str, setting_name: str, seeds: list[int]) -> None:
-    setting = SETTINGS[setting_name]
-    path = record.RESULTS / "learning" / f"{library}-{setting_name}.json"
+def main(library: str, name: str, seeds: list[int], *, again: bool = False) -> None:
+    task = TASKS[name]
+    path = record.RESULTS / "learning" / f"{library}-{name}.json"
     runs: list[dict[str, Any]] = record.read(path)["runs"] if path.exists() else []
     for seed in seeds:
-        if any(run["seed"] == seed for run in runs):
-            print(f"{library} {setting_name} seed {seed}: recorded already", flush=True)
+        if not again and any(run["seed"] == seed for run in runs):
+            print(f"{library} {name} seed {seed}: recorded already", flush=True)
             continue
-        run = RUNNERS[library](setting, seed)
-        runs = sorted([*runs, run], key=lambda item: item["seed"])
+        run = RUNNERS[library](task, seed)
+        runs = sorted([*(other for other in runs if other["seed"] != seed), run], key=lambda item: item["seed"])
         result = {
             "library": library,
-            "env_id": ENV_ID,
-            "setting": setting_name,
-            "hyperparameters": dataclasses.asdict(setting),
-            "mapping": MAPPING,
+            "env_id": task.env_id,
+            "setting": name,
+            "hyperparameters": task.hyperparameters,
+            "mapping": task.mapping,
             "evaluation": f"final weights, mode action, {EPISODES} episodes, start k by reset(seed={FIRST_START} + k)",
             "machine": record.machine(),
             "runs": runs,
         }
         record.write(path, result)
         print(
-            f"{library} {setting_name} seed {seed}: return {run['mean_return']:.1f} +- {run['std_return']:.1f}, "
+            f"{library} {name} seed {seed}: return {run['mean_return']:.1f} +- {run['std_return']:.1f}, "
             f"{run['steps_per_cpu_second']:.0f} steps per CPU-second",
             flush=True,
         )

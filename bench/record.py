@@ -25,6 +25,7 @@ PACKAGES = (
     "rlox",
     "torchrl",
     "stable-baselines3",
+    "sbx-rl",
     "cpprb",
     "flashbax",
     "trl",

@@ -20,8 +20,10 @@ SETTING_TITLES = {
     "cleanrl": "CleanRL's classic",
     "cleanrl-unclipped": "the same, values not clipped",
     "zoo": "RL Zoo's CartPole",
+    "a2c-zoo": "A2C, RL Zoo's CartPole",
+    "sac-zoo": "SAC, RL Zoo's Pendulum",
 }
-OPTIONAL_SETTINGS = ("cleanrl-unclipped",)
+OPTIONAL_SETTINGS = ("cleanrl-unclipped", "a2c-zoo", "sac-zoo")
 
 Results = Mapping[str, dict[str, Any]]
 
@@ -208,6 +210,10 @@ def overhead(results: Results) -> str:
 
 def training(results: Results) -> str:
     result = need(results, "training")
+    if "results" in result:
+        from bench import report_training
+
+        return report_training.page(result)
     speeds = result["steps_per_cpu_second"]
     rows = [
         [
@@ -254,7 +260,8 @@ def learning(results: Results) -> str:
                 ]
             )
     assert shown is not None
-    lead = f"PPO on {shown['env_id']}; {shown['evaluation']}."
+    others = any(f"learning/sb3-{name}" in results for name in OPTIONAL_SETTINGS[1:])
+    lead = f"PPO on {shown['env_id']}{' where no other is named' if others else ''}; {shown['evaluation']}."
     header = ["hyperparameters", "", "interquartile mean [95 %]", "mean", "worst seed", "seeds"]
     versions = need(results, "learning/sb3-cleanrl")["runs"][0]["versions"]
     note = (

@@ -9,7 +9,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from bench import learning, ppo_settings, record
+from bench import learning, learning_tasks, ppo_settings, record
+from fastac.algorithms import preset
 
 
 def test_evaluation_starts_are_the_fixed_ones() -> None:
@@ -38,8 +39,6 @@ def test_totals_are_whole_rollouts(name: str) -> None:
 @pytest.mark.parametrize("name", ["cleanrl", "zoo"])
 def test_fastac_gets_the_published_options(name: str) -> None:
     """The same as its presets, which are tested against the publications, but for whole rollouts and the seed."""
-    from fastac.algorithms import preset
-
     published = preset("ppo", "cleanrl" if name == "cleanrl" else "sb3-zoo")
     setting = ppo_settings.SETTINGS[name]
     assert ppo_settings.fastac_config(setting, 3) == dataclasses.replace(
@@ -78,6 +77,24 @@ def test_a_recorded_seed_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     stored = json.loads((tmp_path / "learning" / "sb3-zoo.json").read_text())
     assert [item["seed"] for item in stored["runs"]] == [0, 1, 2]
     assert np.mean([item["mean_return"] for item in stored["runs"]]) == 2.0
+    learning.main("sb3", "zoo", [1], again=True)
+    assert ran == [0, 2, 1, 1]
+    stored = json.loads((tmp_path / "learning" / "sb3-zoo.json").read_text())
+    assert [item["seed"] for item in stored["runs"]] == [0, 1, 2]
+
+
+def test_the_zoos_tasks_are_the_presets() -> None:
+    for name, algorithm in (("a2c-zoo", "actor_critic"), ("sac-zoo", "sac")):
+        task = learning_tasks.TASKS[name]
+        published = preset(algorithm, "sb3-zoo", task.env_id)
+        assert (published.env_id, published.total_timesteps) == (task.env_id, task.steps)
+        assert published.num_envs == task.hyperparameters.get("num_envs", 1)
+
+
+def test_evaluation_takes_continuous_actions() -> None:
+    returns = learning.evaluate(lambda observations: np.zeros((len(observations), 1), np.float32), "Pendulum-v1")
+    assert len(returns) == learning.EPISODES
+    assert max(returns) < 0.0
 
 
 def test_rendered_results_are_json() -> None:
