@@ -1,21 +1,21 @@
 """The estimators on tensors: registered with torch's dispatcher, and a short way past it for plain CPU tensors.
 
 Each op takes the arguments of `_arrays.Arguments` as tensors, then its scalars, and returns fresh tensors. On the CPU
-it runs the Numba kernel on the tensors' memory; on CUDA a loop of torch operations; under fake tensors it gives shapes.
-The autograd kernel detaches: without one, results would claim a gradient that never arrives.
+it runs the Numba kernel on the tensors' memory, on CUDA that of `_torch_cuda` or torch operations; under fake tensors
+it gives shapes. The autograd kernel detaches: without one, results would claim a gradient that never arrives.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fastac import _arrays, _torch_scan
+from fastac import _arrays, _torch_cuda, _torch_scan
 from fastac._arrays import Arguments, fail
 from fastac._estimators import ESTIMATORS, Estimator
+from fastac._torch_memory import LIKE, WORK, is_transposed, operands, result_dtype
 
 _NUMBERS = "Tensor rewards, Tensor? values, Tensor next_values, Tensor? terminated, Tensor? truncated, Tensor? mask"
 _RATIOS = f"{_NUMBERS}, Tensor? cu_seqlens, bool batch_first, Tensor log_ratios"
@@ -28,21 +28,9 @@ _SCHEMAS = {
     " -> (Tensor, Tensor)",
     "retrace": f"({_RATIOS}, float gamma, float trace_lambda) -> Tensor",
 }
-_LIKE = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
-_WORK = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+_LIKE, _WORK = LIKE, WORK
 _NUMBER_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
                   torch.int8, torch.uint8, torch.bool)  # fmt: skip
-
-
-def _result_dtype(arguments: Arguments) -> torch.dtype:
-    anchor: Tensor = arguments.rewards if arguments.values is None else arguments.values
-    return anchor.dtype if anchor.is_floating_point() else torch.get_default_dtype()
-
-
-def _is_transposed(arguments: Arguments) -> bool:
-    """Whether memory holds the transpose of what the caller sees; results then lie in memory alike."""
-    anchor: Tensor = arguments.rewards if arguments.values is None else arguments.values
-    return anchor.ndim == 2 and not anchor.is_contiguous() and anchor.t().is_contiguous()
 
 
 def _check_dtypes(estimator: Estimator, arguments: Arguments) -> None:
@@ -62,43 +50,18 @@ def _on_cpu(
     name: str, arguments: Arguments, scalars: tuple[Any, ...], out: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, ...]:
     """The Numba kernel on the tensors' memory; checked arguments, `out` of the result's dtype and contiguous."""
-    rewards, values, next_values, terminated, truncated, mask, cu_seqlens, _, log_ratios = arguments
-    transposed = _is_transposed(arguments)
+    transposed = is_transposed(arguments)
     plan = _arrays.layout(arguments, ESTIMATORS[name], transposed=transposed)
-    result = _result_dtype(arguments)
+    result = result_dtype(arguments)
     work = _WORK.get(result, result)
-
-    def floats(x: Tensor) -> Tensor:
-        x = x.detach()
-        if x.dtype is not work:
-            x = x.to(work)
-        if x.is_neg():
-            x = x.resolve_neg()
-        return (x.t() if transposed else x).contiguous()
-
-    def flags(x: Tensor | None) -> Tensor | None:
-        if x is None:
-            return None
-        x = x.detach()
-        if x.dtype not in (torch.bool, torch.uint8, torch.int8):
-            x = x != 0
-        return (x.t() if transposed else x).contiguous()
-
-    total, counted = plan.total, plan.sequences * plan.lanes
-    memory: list[Tensor | None] = [None if x is None else floats(x) for x in (rewards, values)]
-    if plan.full:
-        memory += [floats(next_values), None]
-    elif isinstance(next_values, Tensor):
-        memory += [None, next_values.detach().to(work).expand(counted).contiguous()]
-    else:
-        memory += [None, torch.full((counted,), float(next_values), dtype=work)]
-    memory += [torch.zeros(total, dtype=torch.uint8) if terminated is None else flags(terminated)]
-    memory += [flags(truncated), flags(mask)]
-    if cu_seqlens is None:
+    kernel, more, *_, reads_ratios, _, _ = ESTIMATORS[name]
+    memory = operands(arguments, plan, work, reads_ratios=reads_ratios, transposed=transposed)
+    if arguments.terminated is None:
+        memory[4 + reads_ratios] = torch.zeros(plan.total, dtype=torch.uint8)
+    if arguments.cu_seqlens is None:
         memory.append(None)
     else:
-        memory.append(torch.from_numpy(_arrays.check_boundaries(cu_seqlens.numpy(), total)))
-    ratios = (floats(log_ratios),) if ESTIMATORS[name].reads_ratios else ()
+        memory.append(torch.from_numpy(_arrays.check_boundaries(arguments.cu_seqlens.numpy(), plan.total)))
     direct = out is not None and result is work and not transposed
     shape = plan.shape[::-1] if transposed else plan.shape
     outputs = (
@@ -106,9 +69,8 @@ def _on_cpu(
         if direct and out is not None
         else tuple(torch.empty(shape, dtype=work) for _ in range(ESTIMATORS[name].outputs))
     )
-    kernel, more, *_ = ESTIMATORS[name]
-    addresses = [0 if x is None else x.data_ptr() for x in (*ratios, *memory, *outputs)]
-    if not kernel(*addresses, total, plan.sequences, plan.lanes, *scalars, *more, _LIKE[work]):
+    addresses = [0 if x is None else x.data_ptr() for x in (*memory, *outputs)]
+    if not kernel(*addresses, plan.total, plan.sequences, plan.lanes, *scalars, *more, _LIKE[work]):
         _arrays.overlaps()
     if direct:
         # Autograd counts writes: whoever saved these tensors for a backward pass is to be told.
@@ -120,15 +82,32 @@ def _on_cpu(
 def _in_torch(name: str, arguments: Arguments, scalars: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """The same by torch operations, on any device."""
     plan = _arrays.layout(arguments, ESTIMATORS[name])
-    result = _result_dtype(arguments)
+    result = result_dtype(arguments)
     outputs = _torch_scan.run(name, arguments, scalars, plan, _WORK.get(result, result))
-    transposed = _is_transposed(arguments)
+    transposed = is_transposed(arguments)
     return tuple((x.t().contiguous().t() if transposed else x.contiguous()).to(result) for x in outputs)
+
+
+def _on_cuda(
+    name: str, arguments: Arguments, scalars: tuple[Any, ...], out: tuple[Tensor, ...] | None
+) -> tuple[Tensor, ...]:
+    """Our kernel, or torch operations where it cannot run; arguments as in `_on_cpu`."""
+    found = _torch_cuda.estimate(name, arguments, scalars, out)
+    if found is not None:
+        return found
+    next_values = _as_tensor(arguments.next_values, arguments)
+    return _in_torch(name, arguments._replace(next_values=next_values), scalars)
+
+
+def _as_tensor(next_values: Any, arguments: Arguments) -> Tensor:
+    if isinstance(next_values, Tensor):
+        return next_values
+    return torch.full((), float(next_values), dtype=torch.float64, device=arguments.rewards.device)
 
 
 def _shapes(name: str, arguments: Arguments) -> tuple[Tensor, ...]:
     anchor = arguments.rewards if arguments.values is None else arguments.values
-    dtype, transposed = _result_dtype(arguments), _is_transposed(arguments)
+    dtype, transposed = result_dtype(arguments), is_transposed(arguments)
     shape = anchor.shape[::-1] if transposed else anchor.shape
     outputs = tuple(torch.empty(shape, dtype=dtype, device=anchor.device) for _ in range(ESTIMATORS[name].outputs))
     return tuple(x.t() for x in outputs) if transposed else outputs
@@ -155,7 +134,7 @@ def _register(library: Any, name: str) -> None:
         return pack(_on_cpu(name, *unpack(args), None))
 
     def cuda(*args: Any) -> Any:
-        return pack(_in_torch(name, *unpack(args)))
+        return pack(_on_cuda(name, *unpack(args), None))
 
     def fake(*args: Any) -> Any:
         return pack(_shapes(name, unpack(args)[0]))
@@ -188,13 +167,13 @@ def _unheard() -> bool:
 
 
 def _is_plain(arguments: Arguments) -> bool:
-    """Whether all are CPU tensors proper, and `_unheard`."""
+    """Whether all are tensors proper on the CPU or on CUDA, and `_unheard`."""
     if not _unheard():
         return False
     for x in (*arguments[:7], arguments.log_ratios):
         if x is not None and type(x) is not Tensor and not isinstance(x, float | int):
             return False
-    return bool(arguments.rewards.is_cpu)
+    return bool(arguments.rewards.is_cpu or arguments.rewards.is_cuda)
 
 
 def plain(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) -> tuple[Tensor, ...] | None:
@@ -203,7 +182,11 @@ def plain(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) -
     None where it is another case, or where something is wrong that `call` will name.
     """
     rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first, log_ratios = arguments
-    if terminated is None or cu_seqlens is not None or batch_first or type(rewards) is not Tensor or not _unheard():
+    if cu_seqlens is not None or batch_first or type(rewards) is not Tensor or not _unheard():
+        return None
+    if rewards.is_cuda and out is None:
+        return _torch_cuda.plain(name, arguments, scalars)
+    if terminated is None:
         return None
     dtype, shape = rewards.dtype, rewards.shape
     like = _LIKE.get(dtype)
@@ -267,7 +250,7 @@ def _extent(x: Tensor) -> tuple[int, int]:
 
 def _check_out(out: tuple[Tensor, ...], arguments: Arguments) -> None:
     anchor = arguments.rewards if arguments.values is None else arguments.values
-    dtype = _result_dtype(arguments)
+    dtype = result_dtype(arguments)
     for x in out:
         if x.shape != anchor.shape:
             fail("out", f"shape {tuple(anchor.shape)}", f"shape {tuple(x.shape)}")
@@ -308,15 +291,12 @@ def call(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) ->
     if _is_plain(arguments):
         if out is not None:
             _check_apart(out, arguments)
-        outputs = _on_cpu(name, arguments, scalars, out)
+        run = _on_cpu if arguments.rewards.is_cpu else _on_cuda
+        outputs = run(name, arguments, scalars, out)
     else:
         _arrays.layout(arguments, ESTIMATORS[name])
-        next_values = arguments.next_values
-        if not isinstance(next_values, Tensor):
-            like = arguments.rewards if arguments.values is None else arguments.values
-            next_values = torch.full((), float(next_values), dtype=torch.float64, device=like.device)
-        operands = arguments._replace(next_values=next_values)[: arguments_of(name)]
-        result = getattr(torch.ops.fastac, name)(*operands, *scalars)
+        given = arguments._replace(next_values=_as_tensor(arguments.next_values, arguments))
+        result = getattr(torch.ops.fastac, name)(*given[: arguments_of(name)], *scalars)
         outputs = result if count > 1 else (result,)
     if out is None:
         return outputs

@@ -1,8 +1,8 @@
 """Importance ratios and PPO's clipped loss on tensors: operators, autograd around them, and a short way past both.
 
-As in `fastac._torch_ops`, an op runs the Numba kernel on the CPU, torch operations on CUDA, and gives shapes under fake
-tensors; its autograd kernel detaches. What is differentiable is an `autograd.Function` around the op. Inside functorch
-transforms everything is torch operations, which can be transformed.
+As in `fastac._torch_ops`, an op runs a Numba kernel on the CPU, one or torch operations on CUDA, and gives shapes under
+fake tensors; its autograd kernel detaches. What is differentiable is an `autograd.Function` around the op. Inside
+functorch transforms everything is torch operations, which can be transformed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fastac import _arrays
+from fastac import _arrays, _torch_cuda
 from fastac._torch_ops import _LIKE, _WORK, _unheard
 from fastac._torch_scan import solve
 from fastac_kernels import ratio as kernels
@@ -119,6 +119,11 @@ def _ppo_clip_loss_torch(
         if valid is not None:
             statistics[4] = torch.where(valid.any(), statistics[4], 0.0)
     return loss, gradient, statistics
+
+
+def _ppo_clip_loss_cuda(log_probs: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    found = _torch_cuda.ppo_clip_loss(log_probs, *others)
+    return _ppo_clip_loss_torch(log_probs, *others) if found is None else found
 
 
 def _importance_ratio_cpu(
@@ -239,7 +244,7 @@ def _register(library: Any, name: str, cpu: Any, cuda: Any, fake: Any) -> Any:
 
 
 _LIBRARY: Any = torch.library.Library("fastac", "FRAGMENT")  # type: ignore[no-untyped-call]
-_register(_LIBRARY, "ppo_clip_loss", _ppo_clip_loss_cpu, _ppo_clip_loss_torch, _ppo_clip_loss_fake)
+_register(_LIBRARY, "ppo_clip_loss", _ppo_clip_loss_cpu, _ppo_clip_loss_cuda, _ppo_clip_loss_fake)
 _register(_LIBRARY, "importance_ratio", _importance_ratio_cpu, _importance_ratio_torch, _importance_ratio_fake)
 _register(
     _LIBRARY, "importance_ratio_backward", _importance_ratio_backward_cpu, _importance_ratio_backward_torch,
@@ -327,6 +332,9 @@ def plain_ppo_clip_loss(
         dual_clip = math.inf
     elif not (type(dual_clip) is float and 1.0 < dual_clip < math.inf):
         return None
+    if log_probs.is_cuda:
+        on_cuda = _torch_cuda.plain_ppo_clip_loss(log_probs, old_log_probs, advantages, mask, clip_coef, dual_clip)
+        return None if on_cuda is None else _with_node(log_probs, on_cuda)
     dtype, shape = log_probs.dtype, log_probs.shape
     numbers = _NUMBERS.get(dtype)
     if numbers is None:
@@ -347,8 +355,13 @@ def plain_ppo_clip_loss(
         log_probs.data_ptr(), old_log_probs.data_ptr(), advantages.data_ptr(), 0 if mask is None else mask.data_ptr(),
         loss.data_ptr(), gradient.data_ptr(), statistics.data_ptr(), log_probs.numel(), clip_coef, dual_clip, like,
     )  # fmt: skip
+    return _with_node(log_probs, found)
+
+
+def _with_node(log_probs: Tensor, found: Result) -> Result:
+    """The loss with a gradient, where one is wanted."""
     if log_probs.requires_grad and _is_grad_enabled():
-        return _with_gradient(log_probs, found), gradient, statistics
+        return _with_gradient(log_probs, found), found[1], found[2]
     return found
 
 

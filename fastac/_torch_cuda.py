@@ -1,0 +1,260 @@
+"""CUDA tensors to our CUDA kernels: on torch's current stream of their device, without waiting, capturable in a graph.
+
+Where these cannot run - no numba-cuda, no libNVVM, a driver that does not take what they compile - the functions here
+return None, and torch operations do the same work; that is said once.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastac import _arrays
+from fastac._arrays import Arguments
+from fastac._estimators import ESTIMATORS
+from fastac._torch_memory import LIKE, WORK, flags, floats, is_transposed, operands, result_dtype
+
+_empty, _empty_like = torch.empty, torch.empty_like
+_bool = torch.bool
+# The kernels; False: not looked for yet; None: they cannot run.
+_kernels: ModuleType | bool | None = False
+
+
+def stream_of(device: int) -> int:
+    """Torch's current stream of a device, as an integer."""
+    stream: int = torch._C._cuda_getCurrentRawStream(device)
+    return stream
+
+
+def kernels() -> Any:
+    """`fastac_kernels.cuda` where its kernels can run, else None; the first time that is None it is said why."""
+    global _kernels
+    if _kernels is False:
+        try:
+            from fastac_kernels import cuda
+
+            missing = cuda.unavailable()
+            _kernels = cuda
+        except Exception as error:
+            missing = f"{type(error).__name__}: {error}"
+        if missing is not None:
+            _do_without(missing)
+    return _kernels
+
+
+def _do_without(why: str) -> None:
+    """From now on torch's operations take what the kernels would have."""
+    global _kernels
+    _kernels = None
+    reason = why.splitlines()[0] if why else "no reason given"
+    warnings.warn(
+        "CUDA tensors are computed by torch operations, correct but slower: fastac's CUDA kernels cannot run here "
+        f'({reason}). They need numba-cuda and its compiler: pip install "fastac-rl[cuda]"',
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def estimate(
+    name: str, arguments: Arguments, scalars: tuple[Any, ...], out: tuple[Tensor, ...] | None = None
+) -> tuple[Tensor, ...] | None:
+    """An estimator on checked CUDA tensors of any layout and dtype.
+
+    Args:
+        name: Of the estimator.
+        arguments: Checked, all on one device.
+        scalars: The estimator's scalars, checked.
+        out: Of the result's dtype and contiguous, apart from everything else.
+
+    Returns:
+        The outputs; None where kernels cannot run.
+    """
+    cuda = kernels()
+    if cuda is None:
+        return None
+    estimator, transposed = ESTIMATORS[name], is_transposed(arguments)
+    plan = _arrays.layout(arguments, estimator, transposed=transposed)
+    result = result_dtype(arguments)
+    work = WORK.get(result, result)
+    memory = operands(arguments, plan, work, reads_ratios=estimator.reads_ratios, transposed=transposed)
+    cu_seqlens = arguments.cu_seqlens
+    memory.append(None if cu_seqlens is None else cu_seqlens.detach().to(torch.int64).contiguous())
+    device = arguments.rewards.device
+    direct = out is not None and result is work and not transposed
+    if direct and out is not None:
+        outputs = out
+    else:
+        shape = plan.shape[::-1] if transposed else plan.shape
+        outputs = tuple(_empty(shape, dtype=work, device=device) for _ in range(estimator.outputs))
+    sizes = plan.total, plan.sequences, plan.lanes
+    addresses = [0 if x is None else x.data_ptr() for x in (*memory, *outputs)]
+    if plan.total and not _launch(cuda, name, addresses, sizes, (*scalars, *estimator.more), work, device):
+        return None
+    if direct:
+        torch.autograd.graph.increment_version(outputs)
+        return outputs
+    return tuple((x.t() if transposed else x).to(result) for x in outputs)
+
+
+def _launch(
+    cuda: Any, name: str, addresses: list[int], sizes: tuple[int, int, int], scalars: tuple[Any, ...],
+    work: torch.dtype, device: torch.device,
+) -> bool:  # fmt: skip
+    """Whether the kernel was launched; where it cannot be compiled or loaded, nothing was."""
+    index = device.index or 0
+    carries = cuda.carries_size(*sizes)
+    # From torch's allocator, which keeps to the order of the stream.
+    scratch = _empty(carries, dtype=work, device=device) if carries else None
+    try:
+        cuda.ESTIMATORS[name](
+            *addresses, *sizes, *scalars, LIKE[work], 0 if scratch is None else scratch.data_ptr(), stream_of(index),
+            index,
+        )  # fmt: skip
+    except Exception as error:
+        _refused(error)
+        return False
+    return True
+
+
+def _refused(error: Exception) -> None:
+    """What a launch raised: kernels that cannot be had are done without; a capture or a broken context is not."""
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a CUDA kernel cannot be compiled while a stream is captured: call the function once before"
+        ) from error
+    _do_without(f"{type(error).__name__}: {error}")
+
+
+def plain(name: str, arguments: Arguments, scalars: tuple[Any, ...]) -> tuple[Tensor, ...] | None:
+    """The common case, checked in two microseconds: contiguous tensors on one device, one float dtype, boolean flags.
+
+    None where it is another case, or where something is wrong that `_torch_ops.call` will name.
+    """
+    rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first, log_ratios = arguments
+    if cu_seqlens is not None or batch_first or type(next_values) is not Tensor or not _kernels:
+        return None
+    dtype, shape, device = rewards.dtype, rewards.shape, rewards.get_device()
+    like, dimensions = LIKE.get(dtype), len(shape)
+    if like is None or not 0 < dimensions < 3 or not rewards.is_contiguous() or rewards.is_neg():
+        return None
+    for x in (values, next_values, log_ratios):
+        if x is not None and not (
+            type(x) is Tensor and x.dtype is dtype and x.get_device() == device and x.is_contiguous() and not x.is_neg()
+        ):
+            return None
+    for x in (terminated, truncated, mask):
+        if x is not None and not (
+            type(x) is Tensor and x.dtype is _bool and x.shape == shape and x.get_device() == device
+            and x.is_contiguous()
+        ):  # fmt: skip
+            return None
+    _, more, count, reads_values, reads_ratios, full_only, _ = ESTIMATORS[name]
+    two = dimensions == 2
+    lanes, last = shape[1] if two else 1, next_values.shape
+    full = last == shape
+    if not full and not (two and truncated is None and not full_only and len(last) == 1 and last[0] == lanes):
+        return None
+    if reads_ratios and (log_ratios is None or log_ratios.shape != shape):
+        return None
+    if values is None:
+        if reads_values == "always" or (reads_values == "short" and not full):
+            return None
+    elif values.shape != shape:
+        return None
+    total = rewards.numel()
+    if total == 0:
+        return None
+    outputs = (_empty_like(rewards),) if count == 1 else (_empty_like(rewards), _empty_like(rewards))
+    following = next_values.data_ptr()
+    addresses = [
+        rewards.data_ptr(), 0 if values is None else values.data_ptr(),
+        following if full else 0, 0 if full else following,
+        0 if terminated is None else terminated.data_ptr(), 0 if truncated is None else truncated.data_ptr(),
+        0 if mask is None else mask.data_ptr(), 0, *[x.data_ptr() for x in outputs],
+    ]  # fmt: skip
+    if reads_ratios:
+        addresses.insert(0, log_ratios.data_ptr())
+    cuda: Any = _kernels
+    carries = cuda.carries_size(total, 1, lanes)
+    scratch = _empty(carries, dtype=dtype, device=rewards.device) if carries else None
+    try:
+        cuda.ESTIMATORS[name](
+            *addresses, total, 1, lanes, *scalars, *more, like, 0 if scratch is None else scratch.data_ptr(),
+            stream_of(device), device,
+        )  # fmt: skip
+    except Exception as error:
+        _refused(error)
+        return None
+    return outputs
+
+
+def ppo_clip_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor | None, clip_coef: float,
+    dual_clip: float,
+) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
+    """`fastac.ppo_clip_loss` on checked CUDA tensors; loss, gradient and statistics, or None as in `estimate`."""
+    cuda = kernels()
+    if cuda is None:
+        return None
+    work = WORK.get(log_probs.dtype, log_probs.dtype)
+    memory = [floats(x, work) for x in (log_probs, old_log_probs, advantages)]
+    valid = flags(mask)
+    return _loss(cuda, memory, valid, clip_coef, dual_clip, work)
+
+
+def _loss(
+    cuda: Any, memory: list[Tensor], valid: Tensor | None, clip_coef: float, dual_clip: float, work: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    anchor = memory[0]
+    total, device = anchor.numel(), anchor.device
+    gradient = _empty_like(anchor)
+    sizes = cuda.partials_size(total)
+    like_loss, like_statistics, like_partials = _numbers(work, device, sizes)
+    loss, statistics, partials = _empty_like(like_loss), _empty_like(like_statistics), _empty_like(like_partials)
+    index = device.index or 0
+    try:
+        cuda.ppo_clip_loss_at(
+            *[x.data_ptr() for x in memory], 0 if valid is None else valid.data_ptr(), loss.data_ptr(),
+            gradient.data_ptr(), statistics.data_ptr(), total, clip_coef, dual_clip, LIKE[work], partials.data_ptr(),
+            stream_of(index), index,
+        )  # fmt: skip
+    except Exception as error:
+        _refused(error)
+        return None
+    return loss, gradient, statistics
+
+
+@lru_cache(maxsize=64)
+def _numbers(dtype: torch.dtype, device: torch.device, partials: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What `empty_like` is given, in half the time of `empty`: for a loss, its statistics and the blocks' sums."""
+    like: dict[str, Any] = {"dtype": dtype, "device": device}
+    return _empty((), **like), _empty(5, **like), _empty(partials, **like)
+
+
+def plain_ppo_clip_loss(
+    log_probs: Tensor, old_log_probs: Any, advantages: Any, mask: Any, clip_coef: float, dual_clip: float
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The common case, as `plain`; `log_probs` is a tensor on CUDA, and the numbers have been checked."""
+    if not _kernels:
+        return None
+    dtype, shape, device = log_probs.dtype, log_probs.shape, log_probs.get_device()
+    if dtype not in LIKE or math.prod(shape) == 0:
+        return None
+    for x in (log_probs, old_log_probs, advantages):
+        if not (
+            type(x) is Tensor and x.dtype is dtype and x.shape == shape and x.get_device() == device
+            and x.is_contiguous() and not x.is_neg()
+        ):  # fmt: skip
+            return None
+    if mask is not None and not (
+        type(mask) is Tensor and mask.dtype is _bool and mask.shape == shape and mask.get_device() == device
+        and mask.is_contiguous()
+    ):  # fmt: skip
+        return None
+    return _loss(_kernels, [log_probs, old_log_probs, advantages], mask, clip_coef, dual_clip, dtype)
