@@ -35,9 +35,7 @@ def main() -> None:
     training.add_argument("--cleanrl", type=Path, default=None, help="a checkout of CleanRL; its scripts take part")
     learning = commands.add_parser("learning", help="what PPO, A2C and SAC learn, over seeds, beside SB3")
     learning.add_argument("--library", choices=("fastac", "sb3", "all"), required=True)
-    learning.add_argument(
-        "--setting", choices=("cleanrl", "cleanrl-unclipped", "zoo", "a2c-zoo", "sac-zoo", "all"), required=True
-    )
+    learning.add_argument("--setting", choices=LEARNING, required=True)
     learning.add_argument("--seeds", type=seed_list, default=seed_list("0-9"), help="a range such as 0-9")
     learning.add_argument("--again", action="store_true", help="run recorded seeds anew, in place of what is there")
     ladder = commands.add_parser("ladder", help="what every algorithm learns, over seeds")
