@@ -2,8 +2,8 @@
 
 `CONVENTIONS` has one row a library. A row says in words how that library holds its data, and its `adapters` call a
 function written for that library with data in fastac's own convention (`Call`) and bring the results back. The pieces
-they are made of work in both directions and are public: `starts_from_ends` and `ends_from_starts`,
-`by_environment` and `from_environments`, `fold_truncations`.
+they are made of work in both directions and are public: `starts_from_ends` and `ends_from_starts`, `ends_from_dones`
+and `dones_from_ends`, `by_environment` and `from_environments`, `fold_truncations`.
 
 No library of the table is imported here. Where a library leaves part of the work to its caller, the adapter does what
 that library's own trainer does, and `caller` says so.
@@ -18,6 +18,8 @@ from fastac.conventions import adapters
 from fastac.conventions.call import Call, CannotSayError, Outputs
 from fastac.conventions.pieces import (
     by_environment,
+    dones_from_ends,
+    ends_from_dones,
     ends_from_starts,
     fold_truncations,
     from_environments,
@@ -30,6 +32,8 @@ __all__ = [
     "CannotSayError",
     "Convention",
     "by_environment",
+    "dones_from_ends",
+    "ends_from_dones",
     "ends_from_starts",
     "fold_truncations",
     "from_environments",
