@@ -97,16 +97,16 @@ def draw_theme(shown: dict[str, Any], theme: str, target: Path, mark: str) -> No
         "svg.hashsalt": "fastac",
     }
     with mpl.rc_context(style):
-        places = [["estimators", "learning"]]
-        options: dict[str, Any] = {"figsize": (10, 3.7)}
-        if "trainings" in shown:
-            places = [["trainings", "trainings"], *places]
-            options = {"figsize": (10, 7.2), "height_ratios": (1, 1.05)}
-        figure, axes = plt.subplot_mosaic(places, width_ratios=(1.25, 1), layout="constrained", **options)
-        draw_estimators(axes["estimators"], shown, colours)
-        draw_learning(axes["learning"], shown, colours)
-        if "trainings" in shown:
-            draw_training(axes["trainings"], shown["trainings"], colours)
+        trainings = shown.get("trainings")
+        figure: Any = plt.figure(figsize=(10, 7.4 if trainings else 3.7), layout="constrained")
+        lower = figure
+        if trainings:
+            # Each half with margins of its own.
+            upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.05), hspace=0.03)
+            draw_training(upper.subplots(), trainings, colours)
+        left, right = lower.subplots(1, 2, width_ratios=(1.25, 1))
+        draw_estimators(left, shown, colours)
+        draw_learning(right, shown, colours)
         figure.savefig(target, transparent=True, metadata={"Date": None, "Description": f"results {mark}"})
         plt.close(figure)
 
