@@ -33,7 +33,7 @@ def n_step_kernel(real: Any, full: bool) -> Kernel:
 
     def kernel(
         rewards: Any, values: Any, next_values: Any, last_values: Any, terminated: Any, truncated: Any, mask: Any,
-        cu_seqlens: Any, out: Any, total: Any, sequences: Any, lanes: Any, n: Any, present: Any, gamma: Any,
+        cu_seqlens: Any, out: Any, rows: Any, sequences: Any, lanes: Any, n: Any, present: Any, gamma: Any,
     ) -> None:  # fmt: skip
         count = sequences * lanes
         if lanes > 1:
@@ -47,8 +47,10 @@ def n_step_kernel(real: Any, full: bool) -> Kernel:
                 begin = cu_seqlens[sequence]
                 length = cu_seqlens[sequence + 1] - begin
             else:
-                length = total // count
-                begin = (sequence // lanes) * length * lanes + sequence % lanes
+                length = rows
+                begin = sequence if lanes > 1 else sequence * rows
+                if sequences > 1 and lanes > 1:
+                    begin = (sequence // lanes) * rows * lanes + sequence % lanes
         for t in range(cuda.blockIdx.y * depth + at, length, cuda.gridDim.y * depth):
             i = begin + t * lanes
             if present & MASK != 0 and mask[i] == 0:
@@ -107,7 +109,7 @@ def n_step_returns_at(
         | (PACKED if cu_seqlens else 0)
     )  # fmt: skip
     arguments = (
-        rewards, values, next_values, last_values, terminated, truncated, mask, cu_seqlens, out, total, sequences,
+        rewards, values, next_values, last_values, terminated, truncated, mask, cu_seqlens, out, rows, sequences,
         lanes, n, present, gamma,
     )  # fmt: skip
     real: Any = type(like)

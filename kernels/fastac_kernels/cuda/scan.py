@@ -57,7 +57,10 @@ class Recurrence(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """How a call is laid out: sequences of a block, threads along each, blocks, and chunks of every sequence."""
+    """How a call is laid out: sequences of a block, threads along each, blocks, and chunks of every sequence.
+
+    Threads along a sequence and chunks are powers of two.
+    """
 
     width: int
     depth: int
@@ -77,8 +80,8 @@ def shape_of(total: int, sequences: int, lanes: int) -> Shape:
         depth = min(THREADS, power_of_two(-(-rows // ROWS)))
         width = min(max(THREADS // 2 // depth, 1), power_of_two(sequences))
     tiles = -(-count // width)
-    chunks = min(CHUNKS, ENOUGH // tiles, rows // (4 * ROWS * depth))
-    return Shape(width, depth, tiles, max(chunks, 1))
+    chunks = max(min(CHUNKS, ENOUGH // tiles, rows // (4 * ROWS * depth)), 1)
+    return Shape(width, depth, tiles, 1 << (chunks.bit_length() - 1))
 
 
 def carries_size(total: int, sequences: int, lanes: int) -> int:
@@ -121,31 +124,35 @@ def composition(full: bool) -> tuple[Any, Any]:
     return compose, apply
 
 
-@cache
-def loading(real: Any, full: bool) -> Any:
-    """For the device: one row; what is not in time, or not there, is never read."""
-    zero = real(0)
+@cuda.jit(device=True)  # type: ignore[untyped-decorator]
+def four(array: Any, present: Any, at: Any, inside: Any, otherwise: Any) -> Any:
+    """Four elements, asked for together: nothing here waits for any of them."""
+    x0, x1, x2, x3 = otherwise, otherwise, otherwise, otherwise
+    if present:
+        i0, i1, i2, i3 = at
+        in0, in1, in2, in3 = inside
+        if in0:
+            x0 = array[i0]
+        if in1:
+            x1 = array[i1]
+        if in2:
+            x2 = array[i2]
+        if in3:
+            x3 = array[i3]
+    return x0, x1, x2, x3
 
-    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
-    def load(inside: Any, i: Any, present: Any, arrays: Any) -> Any:
-        log_ratios, rewards, values, next_values, terminated, truncated, mask = arrays
-        log_ratio, reward, value, following, flags = zero, zero, zero, zero, 0
-        if inside and (present & MASK == 0 or mask[i] != 0):
-            flags = VALID
-            reward = rewards[i]
-            if present & RATIOS != 0:
-                log_ratio = log_ratios[i]
-            if present & VALUES != 0:
-                value = values[i]
-            if full:
-                following = next_values[i]
-            if present & TERMINATED != 0 and terminated[i] != 0:
-                flags |= ROW_TERMINATED
-            if present & TRUNCATED != 0 and truncated[i] != 0:
-                flags |= ROW_TRUNCATED
-        return log_ratio, reward, value, following, flags
 
-    return load
+@cuda.jit(device=True)  # type: ignore[untyped-decorator]
+def flags_of(inside: Any, valid: Any, terminated: Any, truncated: Any) -> Any:
+    """What a row is, in bits; 0 where it is not in time."""
+    if not inside or valid == 0:
+        return 0
+    flags = VALID
+    if terminated != 0:
+        flags |= ROW_TERMINATED
+    if truncated != 0:
+        flags |= ROW_TRUNCATED
+    return flags
 
 
 @cache
@@ -198,18 +205,17 @@ def scan_kernel(name: str, recurrence: Callable[..., Recurrence], real: Any, ful
         reduce: The first of two launches: writes the maps of chunks, and no outputs.
     """
     start, extend, write = row_functions(recurrence, real, full)
-    load, (compose, apply) = loading(real, full), composition(full)
-    zero, one = real(0), real(1)
+    compose, apply = composition(full)
+    zero, one, no, yes = real(0), real(1), np.uint8(0), np.uint8(1)
     slots, threads, shared_size = SLOTS, THREADS, 2 * SLOTS * THREADS
 
     def kernel(
         log_ratios: Any, rewards: Any, values: Any, next_values: Any, last_values: Any, terminated: Any, truncated: Any,
         mask: Any, cu_seqlens: Any, first: Any, second: Any, carries: Any,
-        total: Any, sequences: Any, lanes: Any, chunks: Any, present: Any,
+        rows: Any, sequences: Any, lanes: Any, chunk_bits: Any, span_bits: Any, present: Any,
         s0: Any, s1: Any, s2: Any, s3: Any, s4: Any, s5: Any,
     ) -> None:  # fmt: skip
         scalars = (s0, s1, s2, s3, s4, s5)
-        arrays = (log_ratios, rewards, values, next_values, terminated, truncated, mask)
         shared = cuda.shared.array(shared_size, real)
         count = sequences * lanes
         # Neighbours in memory are neighbours among threads: sequences where lanes alternate, else rows.
@@ -225,7 +231,7 @@ def scan_kernel(name: str, recurrence: Callable[..., Recurrence], real: Any, ful
         head = slot - at * pace  # the slot of this sequence's first thread
         sequence = cuda.blockIdx.x * width + lane
         chunk = cuda.blockIdx.y + (1 if reduce else 0)
-        span = depth * ROWS
+        chunks, span = 1 << chunk_bits, 1 << span_bits
         here = sequence < count
 
         # Where the sequence begins and how long it is; how often all threads of the block go round.
@@ -237,14 +243,17 @@ def scan_kernel(name: str, recurrence: Callable[..., Recurrence], real: Any, ful
             for other in range(cuda.blockIdx.x * width, min(cuda.blockIdx.x * width + width, count)):
                 longest = max(longest, cu_seqlens[other + 1] - cu_seqlens[other])
         else:
-            longest = total // count
+            longest = rows
             if here:
-                length = longest
-                begin = (sequence // lanes) * length * lanes + sequence % lanes
-        part = (((length + chunks - 1) // chunks + span - 1) // span) * span
+                length = rows
+                begin = sequence if lanes > 1 else sequence * rows
+                if sequences > 1 and lanes > 1:
+                    begin = (sequence // lanes) * rows * lanes + sequence % lanes
+        # Shifts, where divisions of 64 bits would take as long as a round of the loop.
+        part = ((((length + chunks - 1) >> chunk_bits) + span - 1) >> span_bits) << span_bits
         low = min(chunk * part, length)
         high = min(low + part, length)
-        rounds = ((longest + chunks - 1) // chunks + span - 1) // span
+        rounds = (((longest + chunks - 1) >> chunk_bits) + span - 1) >> span_bits
 
         # The state behind the last row; behind this chunk.
         identity = (zero, one, zero, zero, 0)
@@ -269,10 +278,18 @@ def scan_kernel(name: str, recurrence: Callable[..., Recurrence], real: Any, ful
             i0 = begin + t * lanes
             i1, i2, i3 = i0 + lanes, i0 + 2 * lanes, i0 + 3 * lanes
             in0, in1, in2, in3 = t < high, t + 1 < high, t + 2 < high, t + 3 < high
-            row3 = load(in3, i3, present, arrays)
-            row2 = load(in2, i2, present, arrays)
-            row1 = load(in1, i1, present, arrays)
-            row0 = load(in0, i0, present, arrays)
+            index, inside = (i0, i1, i2, i3), (in0, in1, in2, in3)
+            r0, r1, r2, r3 = four(rewards, True, index, inside, zero)
+            v0, v1, v2, v3 = four(values, present & VALUES != 0, index, inside, zero)
+            q0, q1, q2, q3 = four(next_values, full, index, inside, zero)
+            l0, l1, l2, l3 = four(log_ratios, present & RATIOS != 0, index, inside, zero)
+            e0, e1, e2, e3 = four(terminated, present & TERMINATED != 0, index, inside, no)
+            c0, c1, c2, c3 = four(truncated, present & TRUNCATED != 0, index, inside, no)
+            m0, m1, m2, m3 = four(mask, present & MASK != 0, index, inside, yes)
+            row0 = (l0, r0, v0, q0, flags_of(in0, m0, e0, c0))
+            row1 = (l1, r1, v1, q1, flags_of(in1, m1, e1, c1))
+            row2 = (l2, r2, v2, q2, flags_of(in2, m2, e2, c2))
+            row3 = (l3, r3, v3, q3, flags_of(in3, m3, e3, c3))
             own = extend(row3, scalars, identity)
             own = extend(row2, scalars, own)
             own = extend(row1, scalars, own)
@@ -333,7 +350,7 @@ def scan_kernel(name: str, recurrence: Callable[..., Recurrence], real: Any, ful
     element = FLOATS[np.dtype(real)]
     floats, flags = pointer(element), pointer(types.uint8)
     kinds = (
-        *(floats,) * 5, *(flags,) * 3, pointer(types.int64), *(floats,) * 3, *(types.int64,) * 5, *(element,) * 6
+        *(floats,) * 5, *(flags,) * 3, pointer(types.int64), *(floats,) * 3, *(types.int64,) * 6, *(element,) * 6
     )  # fmt: skip
     form = "full" if full else "short"
     return Kernel(f"{name} {form} {element}{' chunks' if reduce else ''}", kernel, kinds)
@@ -349,6 +366,7 @@ def run(
     if total == 0:
         return
     width, depth, tiles, chunks = shape_of(total, sequences, lanes)
+    rows = 0 if cu_seqlens else total // (sequences * lanes)
     present = (
         (VALUES if values else 0) | (TERMINATED if terminated else 0) | (TRUNCATED if truncated else 0)
         | (MASK if mask else 0) | (PACKED if cu_seqlens else 0) | (RATIOS if log_ratios else 0)
@@ -356,7 +374,8 @@ def run(
     )  # fmt: skip
     arguments = (
         log_ratios, rewards, values, next_values, last_values, terminated, truncated, mask, cu_seqlens, first, second,
-        carries, total, sequences, lanes, chunks, present, *scalars, *(0.0,) * (6 - len(scalars)),
+        carries, rows, sequences, lanes, chunks.bit_length() - 1,
+        (ROWS * depth).bit_length() - 1, present, *scalars, *(0.0,) * (6 - len(scalars)),
     )  # fmt: skip
     block = (width, depth) if lanes > 1 else (depth, width)
     real: Any = type(like)

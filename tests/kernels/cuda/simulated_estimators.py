@@ -10,7 +10,7 @@ from fastac_kernels.cuda.scan import Shape
 
 rest_while_waiting()
 # Sequences of a block, threads along each, chunks: a thread alone, neighbours, doubling, two launches.
-SHAPES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (1, 4, 1), (1, 1, 3), (2, 2, 2), (1, 2, 5)]
+SHAPES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (1, 4, 1), (1, 1, 4), (2, 2, 2), (1, 2, 8)]
 FORMS = [(name, full) for name in NAMES for full in (True, False) if full or name != "retrace"]
 
 

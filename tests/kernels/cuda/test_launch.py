@@ -30,9 +30,9 @@ def test_a_launch_is_what_was_asked() -> None:
     (asked,) = launches
     assert (asked.stream, asked.device) == (STREAM, DEVICE)
     assert asked.arguments[:12] == (0, 1, 2, 0, 3, 4, 0, 5, 0, 6, 7, 0)
-    assert asked.arguments[12:16] == (12, 1, 3, 1)
-    assert asked.arguments[16] == scan.VALUES | scan.TERMINATED | scan.MASK | scan.SECOND
-    assert asked.arguments[17:] == (0.5, 0.125, 0.0, 0.0, 0.0, 0.0)
+    assert asked.arguments[12:17] == (4, 1, 3, 0, 2)
+    assert asked.arguments[17] == scan.VALUES | scan.TERMINATED | scan.MASK | scan.SECOND
+    assert asked.arguments[18:] == (0.5, 0.125, 0.0, 0.0, 0.0, 0.0)
     assert len(asked.arguments) == len(asked.kernel.argument_types)
     assert asked.kernel.name == "gae short float32"
 
