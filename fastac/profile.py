@@ -35,6 +35,7 @@ ENVIRONMENT = "environment"
 STORAGE = "storage and conversion"
 ESTIMATES = "estimates: old values, log-probabilities, advantages"
 BATCHES = "minibatches: drawing and gathering"
+FUSED = "forward, losses and gradients in one call"
 FORWARD = "forward in the update"
 LOSSES = "losses and targets"
 BACKWARD = "backward"
@@ -43,7 +44,8 @@ TARGETS = "target networks"
 LOGGING = "logging and checkpoints"
 OTHER = "other"
 PARTS = (
-    ACTING, ENVIRONMENT, STORAGE, ESTIMATES, BATCHES, FORWARD, LOSSES, BACKWARD, OPTIMIZER, TARGETS, LOGGING, OTHER
+    ACTING, ENVIRONMENT, STORAGE, ESTIMATES, BATCHES, FUSED, FORWARD, LOSSES, BACKWARD, OPTIMIZER, TARGETS, LOGGING,
+    OTHER,
 )  # fmt: skip
 """In the order in which an iteration comes to them."""
 
@@ -63,6 +65,7 @@ MODULES = {
     "normalize": STORAGE,
     "returns": ESTIMATES,
     "traces": ESTIMATES,
+    "fused": FUSED,
     "critics": FORWARD,
     "mlp": FORWARD,
     "networks": FORWARD,
@@ -70,6 +73,7 @@ MODULES = {
     "algorithms": LOSSES,
     "distributions": LOSSES,
     "losses": LOSSES,
+    "q_losses": LOSSES,
     "ratio": LOSSES,
     "optim": OPTIMIZER,
     "checkpoint": LOGGING,
