@@ -30,7 +30,7 @@ def main() -> None:
     commands.add_parser("overhead", help="one small call; import; first calls")
     training = commands.add_parser("training", help="whole trainings against SB3, CleanRL, SBX and the limits, in turn")
     training.add_argument("--rounds", type=int, default=5)
-    training.add_argument("--seconds", type=float, default=1.5, help="least CPU time of a trainer in a round")
+    training.add_argument("--seconds", type=float, default=1.0, help="least CPU time of a trainer in a round")
     training.add_argument("--only", default=None, help="trainings and parts whose name holds this text")
     training.add_argument("--cleanrl", type=Path, default=None, help="a checkout of CleanRL; its scripts take part")
     learning = commands.add_parser("learning", help="what PPO, A2C and SAC learn, over seeds, beside SB3")
