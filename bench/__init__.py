@@ -8,6 +8,7 @@
     python -m bench training                  PPO steps per CPU-second against SB3    -> results/training.json
     python -m bench learning --library fastac --setting cleanrl --seeds 0-9           -> results/learning/
     python -m bench conformance               episode boundaries that peers get right  -> results/conformance.json
+    python -m bench doors --cleanrl PATH      what each door changes in a training step -> results/doors.json
     python -m bench report                    README's tables and figure from the results; --check compares only
     pytest bench                              the same estimators under pytest-benchmark
     pytest bench --smallest                   every benchmark once, smallest size, no peers: what CI runs

@@ -49,6 +49,8 @@ def main() -> None:
     weighted.add_argument("--draw", action="store_true", help="run nothing; draw what is recorded")
     replayed = commands.add_parser("off_policy", help="a replay buffer taken for a rollout, and what becomes of it")
     replayed.add_argument("--draw", action="store_true", help="run nothing; draw what is recorded")
+    opened = commands.add_parser("doors", help="what each door changes in a training step of its library")
+    opened.add_argument("--cleanrl", type=Path, default=None, metavar="PATH", help="a checkout of CleanRL")
     commands.add_parser("conformance", help="which episode boundaries the peers get right")
     report = commands.add_parser("report", help="write the README's tables and figure from the recorded results")
     report.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")
@@ -99,6 +101,10 @@ def run(arguments: argparse.Namespace) -> int:
         from bench import off_policy
 
         return off_policy.main(draw_only=arguments.draw)
+    elif arguments.command == "doors":
+        from bench import doors
+
+        return doors.main(arguments.cleanrl and arguments.cleanrl.resolve())
     elif arguments.command == "conformance":
         from bench import conformance
 

@@ -381,6 +381,12 @@ def conformance(results: Results) -> str:
     return suite.page(need(results, "conformance"))
 
 
+def doors(results: Results) -> str:
+    from bench import doors as suite
+
+    return suite.page(need(results, "doors"))
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "gae": gae,
     "returns": returns,
@@ -393,6 +399,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "training": training,
     "learning": learning,
     "conformance": conformance,
+    "doors": doors,
 }
 
 
