@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import gymnasium
@@ -16,7 +17,14 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
 from fastac.acting import ArrayActor
-from fastac.buffers import ReplayBuffer, Transitions
+from fastac.buffers import (
+    DevicePrioritizedReplayBuffer,
+    DeviceReplayBuffer,
+    PrioritizedReplayBuffer,
+    ReplayBuffer,
+    Transitions,
+)
+from fastac.buffers.transfer import sent
 from fastac.collector import Episodes
 from fastac.envs import EnvError, make_envs
 from fastac.images import image_of
@@ -50,7 +58,8 @@ class Experience(Generic[A]):
         envs: The environments.
         actor: pi, on the device.
         policy: The actor with all that lies between it and an environment.
-        replay: The buffer. Its rows' targets and discounts are those of `n_step` and `config.gamma`.
+        replay: The buffer, on CUDA if the networks are and observations are no images. Its rows' targets and discounts
+            are those of `n_step` and `config.gamma`.
         observations: `(N, *obs)`, to act on next, as the environments gave them.
         action_shape: `(N, A)`, or `(N,)` of discrete actions.
         generator: CPU generator of the actions, and of whatever else the algorithm draws.
@@ -138,7 +147,7 @@ class Experience(Generic[A]):
         else:
             size = math.prod(action_space.shape)
             stored_actions, self.action_shape = Box(-np.inf, np.inf, (size,)), (config.num_envs, size)
-        self.replay = replay(
+        self.replay = replay_on(self.device, replay, image=image)(
             config.buffer_size,
             observation_space if image else Box(-np.inf, np.inf, shape),
             stored_actions,
@@ -220,20 +229,33 @@ class Experience(Generic[A]):
             The batch. Its target is `rewards + discounts * V(next_observations)`, the second term absent where
             `terminated`: a time limit is no end.
         """
-        if self._batch is None or len(self._batch.rewards) != batch_size:
+        if isinstance(self.replay, DeviceReplayBuffer):
+            batch = self.replay.sample(batch_size, **options)
+        elif self._batch is None or len(self._batch.rewards) != batch_size:
             batch = self._batch = self.replay.sample(batch_size, device="cpu", **options)
         else:
             batch = self.replay.sample(batch_size, out=self._batch, **options)
+        if self.device.type != "cpu":
+            moved: list[Any] = [sent(x, self.device) if isinstance(x, torch.Tensor) else x for x in batch]
+            batch = Transitions(*moved)
         if self.observation_normalizer is not None:
-            normalize = self.observation_normalizer
+            normalize = self.observation_normalizer.of_tensor
             batch = batch._replace(
-                observations=torch.from_numpy(normalize(batch.observations.numpy())),
-                next_observations=torch.from_numpy(normalize(batch.next_observations.numpy())),
+                observations=normalize(batch.observations), next_observations=normalize(batch.next_observations)
             )
-        if self.device.type == "cpu":
-            return batch
-        moved: list[Any] = [x.to(self.device) if isinstance(x, torch.Tensor) else x for x in batch]
-        return Transitions(*moved)
+        return batch
+
+    def update_priorities(self, indices: torch.Tensor, priorities: torch.Tensor) -> None:
+        """Gives drawn transitions new priorities; a buffer on the host waits for the device.
+
+        Args:
+            indices: `(B,)`, of a batch of `sample`.
+            priorities: `(B,)`, above 0.
+        """
+        replay: Any = self.replay
+        if not isinstance(replay, DeviceReplayBuffer):
+            indices, priorities = indices.cpu(), priorities.cpu()
+        replay.update_priorities(indices, priorities)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything needed to go on bit for bit; `envs` is None where their state cannot be restored."""
@@ -277,3 +299,23 @@ class Experience(Generic[A]):
         if self.observation_normalizer is not None and not self.global_step:
             self.observation_normalizer.update(observations)
         return observations
+
+
+def replay_on(device: torch.device, replay: Callable[..., Any], *, image: bool) -> Callable[..., Any]:
+    """Returns what makes the replay buffer for networks on a device: on CUDA, the buffer that lives there.
+
+    Images stay on the host, which stores each frame once.
+
+    Args:
+        device: Where the networks are.
+        replay: `ReplayBuffer`, `PrioritizedReplayBuffer`, or a `functools.partial` of one.
+        image: Whether observations are images.
+    """
+    kind, options = (replay.func, replay.keywords) if isinstance(replay, partial) else (replay, {})
+    there: dict[Any, Any] = {
+        ReplayBuffer: DeviceReplayBuffer,
+        PrioritizedReplayBuffer: DevicePrioritizedReplayBuffer,
+    }
+    if device.type != "cuda" or image or kind not in there:
+        return replay
+    return partial(there[kind], **options, device=device)

@@ -206,6 +206,18 @@ class ObservationNormalizer:
         np.clip(scaled, -self.clip, self.clip, out=scaled)
         return scaled.astype(np.float32)
 
+    def of_tensor(self, observations: Tensor) -> Tensor:
+        """Returns the same of a tensor, on its device, float32; nothing is read back from there."""
+        import torch
+
+        if observations.is_cpu:
+            return torch.from_numpy(self(observations.numpy()))
+        both = torch.from_numpy(np.stack([self.moments.mean, np.sqrt(self.moments.var + EPSILON)]))
+        both = both.pin_memory() if observations.is_cuda else both
+        mean, deviation = both.to(observations.device, non_blocking=observations.is_cuda)
+        scaled: Tensor = ((observations - mean) / deviation).clamp(-self.clip, self.clip)
+        return scaled.to(torch.float32)
+
     def state_dict(self) -> dict[str, Any]:
         """Returns copies of everything needed to go on."""
         return {"moments": self.moments.state_dict(), "clip": self.clip}

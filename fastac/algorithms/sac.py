@@ -23,10 +23,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastac.buffers import PrioritizedReplayBuffer, ReplayBuffer
+from fastac import graphs
+from fastac.buffers import PrioritizedReplayBuffer, ReplayBuffer, Transitions
+from fastac.buffers.transfer import sent
+from fastac.capturable import make_adam
 from fastac.experience import Episodes, Experience
 from fastac.networks import Activation, make_tanh_gaussian_actor
-from fastac.optim import Adam
 from fastac.q_functions import Target, make_q_functions
 from fastac.q_losses import policy_loss, q_loss, q_targets
 from fastac.run import Callback, Result, Run, RunError, check_options, torch_threads
@@ -93,7 +95,11 @@ class Config:
     log_interval: int = 1_000
     """Environment steps between rows of the log."""
     device: str = "cpu"
-    """Where the networks live: cpu, cuda, cuda:1, ..."""
+    """Where the networks and the replay buffer live: cpu, cuda, cuda:1, ..."""
+    cudagraphs: bool = True
+    """On CUDA: capture the update in a CUDA graph."""
+    compile: bool = False
+    """Put the update through torch.compile."""
     torch_threads: int = 1
     """Threads of torch on the CPU while training."""
 
@@ -213,9 +219,16 @@ class SAC:
         self.target = Target(self.q, config.tau)
         self.log_alpha = torch.nn.Parameter(torch.tensor(math.log(config.alpha), device=self.device))
         self.target_entropy = -float(self.action_size) if config.target_entropy is None else config.target_entropy
-        self.policy_optimizer = Adam(self.actor.parameters(), lr=config.policy_lr)
-        self.q_optimizer = Adam(self.q_parameters, lr=config.q_lr)
-        self.alpha_optimizer = Adam([self.log_alpha], lr=config.q_lr)
+        self.policy_optimizer = make_adam(self.actor.parameters(), lr=config.policy_lr)
+        self.q_optimizer = make_adam(self.q_parameters, lr=config.q_lr)
+        self.alpha_optimizer = make_adam([self.log_alpha], lr=config.q_lr)
+        self.learn = graphs.on_device(
+            self.gradient_step,
+            self.device,
+            cudagraphs=config.cudagraphs,
+            compile=config.compile,
+            optimizers=(self.policy_optimizer, self.q_optimizer, self.alpha_optimizer),
+        )
         self.num_updates = 0
         self._no_policy_metrics = torch.full((4,), math.nan, device=self.device)
 
@@ -231,14 +244,32 @@ class SAC:
 
         Returns:
             `METRICS`, on the device, the actor's NaN when it was not its turn; nothing is read from the device, but for
-            prioritized replay.
+            prioritized replay on the CPU.
         """
         config, experience = self.config, self.experience
         batch = experience.sample(config.batch_size)
-        alpha = self.log_alpha.detach().exp()
+        self.num_updates += 1
+        turn = self.num_updates % config.policy_frequency == 0
+        noises = [self.noise() for _ in range(1 + config.policy_frequency * turn)]
+        metrics: Tensor
+        metrics, errors = self.learn(batch, noises)
+        if errors is not None:
+            experience.update_priorities(batch.indices, errors)
+        return metrics
 
+    def gradient_step(self, batch: Transitions, noises: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """What an update does with its batch. Nothing is drawn or read back here: a CUDA graph can hold it.
+
+        Args:
+            batch: Transitions.
+            noises: `(B, A)` each: of the targets' actions, then of each step of the actor.
+
+        Returns:
+            `METRICS`, and where the batch has weights the transitions' new priorities.
+        """
+        alpha = self.log_alpha.detach().exp()
         with torch.no_grad():
-            actions, log_probs = self.actor(batch.next_observations).sample_and_log_prob(self.noise())
+            actions, log_probs = self.actor(batch.next_observations).sample_and_log_prob(noises[0])
             next_q_values = self.target.network(batch.next_observations, actions)
             targets = q_targets(
                 batch.rewards, batch.discounts, batch.terminated, next_q_values, alpha=alpha, log_probs=log_probs
@@ -248,22 +279,20 @@ class SAC:
         self.q_optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.q_optimizer.step()
-        if isinstance(experience.replay, PrioritizedReplayBuffer):
-            errors = sum((values.detach() - targets).abs() for values in q_values) / len(q_values) + 1e-6
-            experience.replay.update_priorities(batch.indices.cpu(), errors.cpu())
 
-        self.num_updates += 1
         of_policy = self._no_policy_metrics
-        if self.num_updates % config.policy_frequency == 0:
-            for _ in range(config.policy_frequency):
-                of_policy = self.update_policy(batch.observations)
+        for noise in noises[1:]:
+            of_policy = self.update_policy(batch.observations, noise)
         self.target.follow()
-        return torch.cat([torch.stack([loss.detach(), q_values[0].detach().mean()]), of_policy])
+        errors = None
+        if batch.weights is not None:
+            errors = torch.stack([(values.detach() - targets).abs() for values in q_values]).mean(0) + 1e-6
+        return torch.cat([torch.stack([loss.detach(), q_values[0].detach().mean()]), of_policy]), errors
 
-    def update_policy(self, observations: Tensor) -> Tensor:
+    def update_policy(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Takes one gradient step of the actor and of the temperature; returns their metrics."""
         alpha = self.log_alpha.detach().exp()
-        actions, log_probs = self.actor(observations).sample_and_log_prob(self.noise())
+        actions, log_probs = self.actor(observations).sample_and_log_prob(noise)
         # The gradient passes through the critics to the action; their own is not computed.
         for p in self.q_parameters:
             p.requires_grad_(False)
@@ -284,7 +313,7 @@ class SAC:
     def noise(self) -> Tensor:
         """Standard normal, `(B, A)`, for the draws of one batch's actions."""
         shape = (self.config.batch_size, self.action_size)
-        return torch.randn(shape, generator=self.experience.generator).to(self.device)
+        return sent(torch.randn(shape, generator=self.experience.generator), self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything needed to go on bit for bit, the replay buffer included."""
@@ -310,6 +339,7 @@ class SAC:
         self.q_optimizer.load_state_dict(state["q_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.num_updates = state["num_updates"]
+        graphs.reset(self.learn)
 
 
 def train(

@@ -60,7 +60,7 @@ def test_the_actors_step_computes_no_gradient_of_the_critics():
     agent = filled(policy_frequency=1)
     agent.update()
     before = [p.grad.clone() for p in agent.q_parameters]
-    agent.update_policy(agent.experience.sample(32).observations)
+    agent.update_policy(agent.experience.sample(32).observations, agent.noise())
     assert all(torch.equal(p.grad, kept) for p, kept in zip(agent.q_parameters, before, strict=True))
     assert all(p.requires_grad for p in agent.q_parameters)
     assert all(p.grad is None for p in agent.target.network.parameters())
