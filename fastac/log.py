@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_REFRESHES = 0.25
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_FLUSHES = 1.0
+
+_FILES = itertools.count()
 
 
 class CSVLog:
@@ -77,21 +83,38 @@ class TensorBoardLog:
     """
 
     def __init__(self, folder: Path, global_step: int = 0):
-        # Imported late: it takes a second, and training without a run folder does not need it.
-        from torch.utils.tensorboard import SummaryWriter
+        # Imported late: training without a run folder does not need it.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        purge = global_step + 1 if global_step else None
-        self._writer = SummaryWriter(str(folder), purge_step=purge)
+        self._event, self._summary = Event, Summary
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_FILES)}"
+        # Not `SummaryWriter`: its thread, woken for every scalar, takes the interpreter away from the training.
+        self._file = (folder / name).open("wb")
+        self._writer = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
+        if global_step:
+            self._write(step=global_step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._file.flush()
+        self._next = time.monotonic() + SECONDS_BETWEEN_FLUSHES
+
+    def _write(self, **content: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **content).SerializeToString())
 
     def write(self, row: Mapping[str, float], global_step: int) -> None:
-        """Adds every scalar whose name has a group (`charts/SPS`); NaN is left out."""
-        for name, value in row.items():
-            if "/" in name and not math.isnan(value):
-                self._writer.add_scalar(name, value, global_step)
+        """Adds every scalar whose name has a group (`charts/SPS`); NaN is left out. On disk within a second."""
+        found = [(name, value) for name, value in row.items() if "/" in name and not math.isnan(value)]
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in found]
+        self._write(step=global_step, summary=self._summary(value=values))
+        now = time.monotonic()
+        if now >= self._next:
+            self._file.flush()
+            self._next = now + SECONDS_BETWEEN_FLUSHES
 
     def close(self) -> None:
         """Flushes and closes the file."""
-        self._writer.close()
+        self._file.close()
 
 
 class ProgressBar:

@@ -61,6 +61,18 @@ def test_tensorboard_has_the_grouped_scalars_and_hides_what_was_redone(tmp_path)
     ]
 
 
+def test_a_run_that_is_killed_has_all_but_the_last_second_in_tensorboard(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("fastac.log.time.monotonic", lambda: now)
+    log = TensorBoardLog(tmp_path)
+    for step in range(1, 6):
+        now = 0.3 * step
+        log.write({"losses/a": 0.5 * step, "charts/b": -1.0}, step)
+    events = EventAccumulator(str(tmp_path)).Reload()  # nothing was closed
+    assert [(event.step, event.value) for event in events.Scalars("losses/a")] == [(k, 0.5 * k) for k in range(1, 5)]
+    assert [event.step for event in events.Scalars("charts/b")] == [1, 2, 3, 4]
+
+
 def test_plain_lines_where_there_is_no_terminal():
     file = io.StringIO()
     with ProgressBar(1000, console=Console(file=file, width=40)) as bar:
