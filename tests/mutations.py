@@ -45,6 +45,7 @@ REPLAYED = "tests/algorithms/test_sac.py tests/algorithms/test_td3.py tests/algo
 COLLECTING = "tests/algorithms/test_ppo.py tests/test_collector.py -k 'not learn and not improves and not resumed'"
 OFF_POLICY = quick("off_policy")
 EXPORT = "tests/test_export.py -k alone"
+SIMULATED = "tests/kernels/cuda/test_simulated.py -k estimators"
 
 MUTATIONS = [
     # Distributions
@@ -433,6 +434,70 @@ MUTATIONS = [
         "* (0.5 * (high - low))",
         "* (high - low)",
         EXPORT,
+    ),
+    # CUDA kernels
+    Mutation(
+        "cuda-cut-composed-over",
+        "kernels/fastac_kernels/cuda/scan.py",
+        "if later_kind == 0 or kind & CUT != 0:",
+        "if later_kind == 0:",
+        SIMULATED,
+    ),
+    Mutation(
+        "cuda-masked-row-in-time",
+        "kernels/fastac_kernels/cuda/scan.py",
+        "if not inside or valid == 0:",
+        "if not inside:",
+        SIMULATED,
+    ),
+    Mutation(
+        "cuda-chunks-in-the-wrong-order",
+        "kernels/fastac_kernels/cuda/scan.py",
+        "for other in range(chunks - 1, chunk, -1):",
+        "for other in range(chunk + 1, chunks):",
+        SIMULATED,
+    ),
+    Mutation(
+        "cuda-doubling-skips-a-thread",
+        "kernels/fastac_kernels/cuda/scan.py",
+        "distance *= 2",
+        "distance += 2",
+        SIMULATED,
+    ),
+    Mutation(
+        "cuda-last-row-takes-the-carry",
+        "kernels/fastac_kernels/cuda/returns.py",
+        "result += gamma * (x if behind and not truncated else next_value)",
+        "result += gamma * (x if not truncated else next_value)",
+        SIMULATED,
+    ),
+    Mutation(
+        "cuda-vtrace-takes-the-next-value-for-the-next-target",
+        "kernels/fastac_kernels/cuda/vtrace.py",
+        "decay * (later_value + x)",
+        "decay * (following + x)",
+        SIMULATED,
+    ),
+    Mutation(
+        "cuda-loss-over-masked-elements",
+        "kernels/fastac_kernels/cuda/ratio.py",
+        "n = max(counted(partials, blocks, whole, thread), 1)",
+        "n = total",
+        "tests/kernels/cuda/test_simulated.py -k ratio",
+    ),
+    Mutation(
+        "cuda-float64-in-a-float32-kernel",
+        "kernels/fastac_kernels/cuda/ratio.py",
+        "return half * x * x * tail",
+        "return 0.5 * x * x * tail",
+        "tests/kernels/cuda/test_ptx.py -k 'ppo_clip_loss-float32'",
+    ),
+    Mutation(
+        "cuda-default-stream",
+        "kernels/fastac_kernels/cuda/scan.py",
+        "launch.driver(scan, (tiles, chunks), block, stream, device, arguments)",
+        "launch.driver(scan, (tiles, chunks), block, 0, device, arguments)",
+        "tests/kernels/cuda/test_launch.py",
     ),
 ]
 

@@ -135,10 +135,10 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 
 def make(
     name: str, layout: str, full: bool, dtype: type, generator: np.random.Generator, sizes: tuple[int, ...] = SIZES,
-    flags: tuple[str, ...] | None = None, poison: bool = True,
+    counts: tuple[int, ...] = SIZES, flags: tuple[str, ...] | None = None, poison: bool = True,
 ) -> Case:  # fmt: skip
-    """A random call; with `poison`, NaN stands wherever the reference does not look."""
-    count = 1 if layout == "single" else int(generator.choice(sizes))
+    """A random call of so many sequences of such lengths; `poison`: NaN stands where the reference does not look."""
+    count = 1 if layout == "single" else int(generator.choice(counts))
     if layout == "packed":
         lengths = [int(x) for x in generator.choice((0, *sizes), size=count)]
         lengths[0] = lengths[0] or 1

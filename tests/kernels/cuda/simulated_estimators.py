@@ -11,6 +11,8 @@ from fastac_kernels.cuda.scan import Shape
 rest_while_waiting()
 # Sequences of a block, threads along each, chunks: a thread alone, neighbours, doubling, two launches.
 SHAPES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (1, 4, 1), (1, 1, 4), (2, 2, 2), (1, 2, 8)]
+# Lengths and numbers of sequences: long ones, wide ones, and small ones twice.
+SIZES = [((17, 33), (2, 5)), ((1, 2, 3, 5), (1, 2, 3, 5)), ((1, 2, 3), (17, 33)), ((2, 3, 5), (2, 3, 5))]
 FORMS = [(name, full) for name in NAMES for full in (True, False) if full or name != "retrace"]
 
 
@@ -32,10 +34,11 @@ def simulate(case: Case, monkeypatch: pytest.MonkeyPatch, width: int, depth: int
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("name", "full"), FORMS)
 def test_estimators(name: str, full: bool, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows R1 to R10, at every boundary of threads, rounds and chunks; nothing that must not be read is."""
     generator = np.random.default_rng([NAMES.index(name), full, LAYOUTS.index(layout)])
     for i, shape in enumerate(SHAPES):
         if name == "n_step_returns" and shape[2] > 1:
             continue
-        sizes = (1, 2, 3, 5) if i % 4 else (17, 33) if layout == "single" else (3, 17)
-        case = make(name, layout, full, (np.float32, np.float64)[i % 2], generator, sizes)
-        case.check(simulate(case, monkeypatch, *shape))
+        for dtype, (lengths, counts) in ((np.float32, SIZES[i % 4]), (np.float64, SIZES[(i + 2) % 4])):
+            case = make(name, layout, full, dtype, generator, lengths, counts)
+            case.check(simulate(case, monkeypatch, *shape))

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from typing import Any
 
 import numpy as np
@@ -83,11 +82,33 @@ class Simulator:
 
 
 def rest_while_waiting() -> None:
-    """The simulator asks its threads in a loop whether they are done; here it lets them work meanwhile."""
+    """The simulator asks its threads in a loop whether they still run; here it sleeps until the one asked stops."""
     from numba.cuda.simulator.kernel import BlockThread
 
-    def is_alive(self: threading.Thread) -> bool:
-        time.sleep(1e-6)
-        return threading.Thread.is_alive(self)
+    run = BlockThread.run
 
-    BlockThread.is_alive = is_alive
+    def run_and_say(self: Any) -> None:
+        try:
+            run(self)
+        finally:
+            self.finished = True
+            self.paused.set()
+
+    def is_blocked(self: Any) -> bool:
+        return bool(self.__dict__["blocked"])
+
+    def block(self: Any, blocked: bool) -> None:
+        if "paused" not in self.__dict__:
+            self.paused, self.finished = threading.Event(), False
+        self.__dict__["blocked"] = blocked
+        if blocked:
+            self.paused.set()
+
+    def is_alive(self: Any) -> bool:
+        if not self.finished and not self.syncthreads_blocked:
+            self.paused.wait()
+            self.paused.clear()
+        return not self.finished
+
+    BlockThread.run, BlockThread.is_alive = run_and_say, is_alive
+    BlockThread.syncthreads_blocked = property(is_blocked, block)

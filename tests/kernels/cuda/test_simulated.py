@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fresh import ROOT, SOURCES
+from fresh import ROOT
 
 pytest.importorskip("numba.cuda", reason="numba-cuda is not installed")
 SUITES = sorted(path.name for path in Path(__file__).parent.glob("simulated_*.py"))
@@ -16,8 +16,8 @@ SUITES = sorted(path.name for path in Path(__file__).parent.glob("simulated_*.py
 @pytest.mark.parametrize("suite", SUITES)
 def test_simulated(suite: str) -> None:
     """One file of cases, all passing."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
-    env = dict(os.environ) | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": SOURCES}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
+    env = dict(os.environ) | {"NUMBA_ENABLE_CUDASIM": "1"}
     done = subprocess.run(
         [*command, str(Path(__file__).parent / suite)], cwd=ROOT, env=env, capture_output=True, text=True, check=False
     )
