@@ -95,8 +95,8 @@ class Case:
                 f"{self}: off by {error.max()}, at {np.argmax(error - bound[finite])}"
             )
 
-    def call(self, place: Place, stream: int = 0, device: int = 0) -> list[np.ndarray]:
-        """Lay the arguments out, call the kernel, and return the arrays given for its outputs."""
+    def prepare(self, place: Place) -> tuple[Callable[[int, int], None], list[np.ndarray]]:
+        """Lay the arguments out: the call that is left, of a stream and a device, and the arrays given for outputs."""
         total, names = self.sizes[0], ("log_ratios",) if self.name in RATIOS else ()
         values = "q_values" if self.name == "retrace" else "values"
         addresses = []
@@ -116,10 +116,19 @@ class Case:
         scratch = np.full(kernels.carries_size(*self.sizes), 77, self.dtype)
         addresses += [place(output, True) for output in outputs]
         scalars = [self.options[key] for key in OPTIONS[self.name]]
-        kernels.ESTIMATORS[self.name](
-            *addresses, *self.sizes, *scalars, *MORE.get(self.name, ()), self.dtype(0),
-            place(scratch, True) if scratch.size else 0, stream, device,
-        )  # fmt: skip
+        carries = place(scratch, True) if scratch.size else 0
+
+        def call(stream: int, device: int) -> None:
+            kernels.ESTIMATORS[self.name](
+                *addresses, *self.sizes, *scalars, *MORE.get(self.name, ()), self.dtype(0), carries, stream, device
+            )
+
+        return call, outputs
+
+    def call(self, place: Place, stream: int = 0, device: int = 0) -> list[np.ndarray]:
+        """Lay the arguments out, call the kernel, and return the arrays given for its outputs."""
+        call, outputs = self.prepare(place)
+        call(stream, device)
         return outputs
 
 

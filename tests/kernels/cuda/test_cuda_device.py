@@ -17,7 +17,7 @@ MISSING = kernels.unavailable() if torch.cuda.is_available() else "there is no C
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
 FORMS = [(name, full) for name in NAMES for full in (True, False) if full or name != "retrace"]
 # Lengths that reach every way: one round, several, a block for each sequence, two launches.
-SIZES = (1, 3, 17, 33, 130, 1000)
+LENGTHS, COUNTS = (1, 3, 17, 33, 130, 1000), (1, 3, 33, 70)
 LONG = (70_001,)
 
 
@@ -54,7 +54,7 @@ def on_device(case: Case) -> list[np.ndarray]:
 def test_estimators(name: str, full: bool, layout: str, dtype: type) -> None:
     generator = np.random.default_rng([NAMES.index(name), full, LAYOUTS.index(layout)])
     for _ in range(4):
-        case = make(name, layout, full, dtype, generator, SIZES)
+        case = make(name, layout, full, dtype, generator, LENGTHS, COUNTS)
         outputs = on_device(case)
         case.check(outputs)
         for one, other in zip(outputs, on_device(case), strict=True):
@@ -136,11 +136,15 @@ def test_chunks_in_a_graph() -> None:
     case = make("gae", "single", True, np.float32, generator, (rows,), flags=("terminated",), poison=False)
     assert scan.shape_of(*case.sizes).chunks > 1
     device = Device()
-    case.call(device.place, torch.cuda.current_stream().cuda_stream, 0)
+    call, outputs = case.prepare(device.place)
+    call(torch.cuda.current_stream().cuda_stream, 0)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        outputs = case.call(device.place, torch.cuda.current_stream().cuda_stream, 0)
+        call(torch.cuda.current_stream().cuda_stream, 0)
+    for array, tensor in device.pairs:
+        if any(array is output for output in outputs):
+            tensor.fill_(77)
     graph.replay()
     device.fetch()
     case.check(outputs)
