@@ -121,14 +121,15 @@ def recorded(instead: Callable[..., None] | None = None) -> Iterator[Any]:
 @cache
 def unavailable() -> str | None:
     """What is missing for compiling and launching kernels in this process, in one line; None where nothing is."""
-    try:
-        from numba.cuda.cudadrv import nvvm
-
-        nvvm.NVVM()
-    except Exception as error:
-        return f"libNVVM cannot be loaded ({type(error).__name__})"
     if not cuda.is_available():
         return "there is no CUDA driver with a device"
+    try:
+        from numba.cuda.cudadrv import nvrtc, nvvm
+
+        nvvm.NVVM()
+        nvrtc.get_supported_ccs()
+    except Exception as error:
+        return f"libNVVM or NVRTC cannot be loaded ({type(error).__name__})"
     return None
 
 

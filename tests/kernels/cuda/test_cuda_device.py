@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("numba.cuda", reason="numba-cuda is not installed")
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 from cuda_cases import LAYOUTS, NAMES, Case, make  # noqa: E402
 
 import fastac_kernels.cuda as kernels  # noqa: E402

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("numba.cuda", reason="numba-cuda is not installed")
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 import fastac_kernels.cuda as kernels
 from fastac_kernels.cuda import launch, ratio, scan
 
@@ -198,9 +198,14 @@ def test_the_driver_is_put_back() -> None:
     assert launch.driver is before
 
 
-def test_unavailable_says_what_is_missing() -> None:
-    missing = kernels.unavailable()
-    assert missing is None or "\n" not in missing
+def test_unavailable_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, whatever an import or a library's loader has to say."""
+    monkeypatch.setattr(launch.cuda, "is_available", lambda: False)
+    assert launch.unavailable.__wrapped__() == "there is no CUDA driver with a device"
+    monkeypatch.setattr(launch.cuda, "is_available", lambda: True)
+    assert launch.unavailable.__wrapped__() is None  # both are installed with the tests
+    monkeypatch.setattr("numba.cuda.cudadrv.nvvm.NVVM", lambda: [][1])
+    assert launch.unavailable.__wrapped__() == "libNVVM or NVRTC cannot be loaded (IndexError)"
 
 
 def test_overhead_on_the_host() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("numba.cuda", reason="numba-cuda is not installed")
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 compiler = pytest.importorskip("numba.cuda.compiler", reason="numba-cuda is not installed")
 from numba import cuda, types  # noqa: E402
 

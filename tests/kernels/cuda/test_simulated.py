@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fresh import ROOT
 
-pytest.importorskip("numba.cuda", reason="numba-cuda is not installed")
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 SUITES = sorted(path.name for path in Path(__file__).parent.glob("simulated_*.py"))
 
 
