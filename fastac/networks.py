@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import gymnasium
 import torch
@@ -64,8 +64,7 @@ def mlp(
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         last = i == len(sizes) - 2
-        # nn.Linear's own initialisation would draw from the global generator.
-        layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
+        layer = uninitialized(nn.Linear(inputs, outputs, device="meta"))
         if initialization == "uniform":
             for parameter in (layer.weight, layer.bias):
                 nn.init.uniform_(parameter, -1.0 / math.sqrt(inputs), 1.0 / math.sqrt(inputs), generator=generator)
@@ -78,6 +77,19 @@ def mlp(
                 layers.append(nn.LayerNorm(outputs))
             layers.append(ACTIVATIONS[activation]())
     return MLP(*layers)
+
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def uninitialized(layer: Layer) -> Layer:
+    """Gives a layer on the meta device memory on the CPU: by itself it would draw from the global generator.
+
+    What `to_empty` does, which imports a second's worth of torch's compiler first.
+    """
+    for name, parameter in layer.named_parameters():
+        setattr(layer, name, nn.Parameter(torch.empty(parameter.shape)))
+    return layer
 
 
 class NatureConvolutions(nn.Module):
@@ -107,7 +119,7 @@ class NatureConvolutions(nn.Module):
         layers: list[nn.Module] = []
         channels, sides = image.channels, [image.height, image.width]
         for filters, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
-            layer = nn.Conv2d(channels, filters, size, stride, device="meta").to_empty(device="cpu")
+            layer = uninitialized(nn.Conv2d(channels, filters, size, stride, device="meta"))
             nn.init.orthogonal_(layer.weight, math.sqrt(2.0), generator=generator)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)

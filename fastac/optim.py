@@ -20,6 +20,17 @@ _adam_at: Any = adam_at
 _rmsprop_at: Any = rmsprop_at
 
 
+# torch wraps these so that their first call imports its compiler, which takes two seconds.
+_add_param_group, _state_dict, _load_state_dict = (
+    inspect.unwrap(method)
+    for method in (
+        torch.optim.Optimizer.add_param_group,
+        torch.optim.Optimizer.state_dict,
+        torch.optim.Optimizer.load_state_dict,
+    )
+)
+
+
 class _Compiled(torch.optim.Optimizer):
     """What the optimisers share: when the kernels can take a step, and the bound on the gradient's norm."""
 
@@ -37,6 +48,19 @@ class _Compiled(torch.optim.Optimizer):
 
     def _compiled_step(self, memory: _Memory, scale: float, group: dict[str, Any]) -> None:
         raise NotImplementedError
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's."""
+        _add_param_group(self, param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's."""
+        state: dict[str, Any] = _state_dict(self)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's."""
+        _load_state_dict(self, state_dict)
 
     @property
     def grad_norm(self) -> float:

@@ -120,6 +120,18 @@ def test_an_array_call_leaves_torch_out() -> None:
     )
 
 
+def test_a_training_on_the_cpu_leaves_torchs_compiler_out(tmp_path: Path) -> None:
+    """Its import takes two seconds: more than CartPole takes to be learned."""
+    code = """
+import sys
+from fastac.algorithms import actor_critic, ppo
+ppo.train(ppo.Config(num_steps=32, total_timesteps=128), run_dir=sys.argv[1])
+actor_critic.train(actor_critic.Config(total_timesteps=80, critic_steps=1))
+print(*(name for name in ("torch._dynamo", "sympy", "torch.utils.tensorboard", "tensorflow") if name in sys.modules))
+"""
+    assert run_python(code, str(tmp_path / "run")).strip() == ""
+
+
 def test_replay_leaves_torch_out() -> None:
     """The base install has no torch: replay works without, and what needs it says so."""
     run_python(
