@@ -1,6 +1,7 @@
 """pytest-benchmark over trainings and trainers: `pytest bench -k "training and sac-pendulum"`.
 
-One chunk of each in this process, in seconds; `python -m bench training` has the rounds, and CleanRL's scripts.
+As many steps of each, in this process, building it included and compiling not. `python -m bench training` has the
+rounds, the steps per CPU-second of a training that goes on, and CleanRL's scripts.
 """
 
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 import pytest
 
 from bench.training import MODULES
-from bench.training_cases import BY_NAME, CASES
+from bench.training_cases import BY_NAME, CASES, Case
 from bench.training_limits import limits
-from bench.training_pace import Chunk, EnoughError, Pace
+from bench.training_pace import EnoughError
 from bench.training_peers import trainers
 
 SMALLEST = ("ppo-cartpole", "a2c-cartpole", "sac-pendulum")
@@ -28,23 +29,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("case", "name"), pairs)
 
 
+def steps(case: Case, smallest: bool) -> int:
+    """A few rollouts, or a few hundred updates."""
+    if case.setting is not None:
+        return case.setting.num_envs * case.setting.num_steps * (1 if smallest else 4)
+    return case.warm_steps + (10 if smallest else 2000 if case.algorithm == "a2c" else 300)
+
+
 def test_training(case: str, name: str, benchmark: Any, request: pytest.FixtureRequest) -> None:
     if name in MODULES:
         pytest.importorskip(MODULES[name])
     chosen = BY_NAME[case]
-    chunks: list[Chunk] = []
-    wanted = 1 if request.config.getoption("--smallest") else 2
+    wanted = steps(chosen, request.config.getoption("--smallest"))
 
-    def finished(chunk: Chunk) -> None:
-        chunks.append(chunk)
-        if len(chunks) == wanted:
+    def pace(step: int) -> None:
+        if step >= wanted:
             raise EnoughError
 
     def train() -> None:
-        pace = Pace(0.0 if wanted == 1 else 1.5, chosen.warm_steps, finished)
         with pytest.raises(EnoughError):
             (trainers(chosen, None) | limits(chosen))[name](chosen, 1, pace)
 
-    benchmark.group = f"training {chosen.title}"
-    benchmark.pedantic(train, rounds=1, iterations=1)
-    benchmark.extra_info["steps_per_cpu_second"] = chunks[-1].steps / chunks[-1].cpu_seconds
+    benchmark.group = f"training {chosen.title}, {wanted:,} steps"
+    benchmark.pedantic(train, rounds=3, warmup_rounds=1)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bench.training_cases import Case
-from bench.training_pace import Pace
+from bench.training_peers import Pace, Train
 
 BLOCK = 512
 
@@ -110,7 +110,7 @@ def matrix_products(case: Case, seed: int, pace: Pace) -> None:
             pace(done)
 
 
-def limits(case: Case) -> dict[str, Callable[[Case, int, Pace], None]]:
+def limits(case: Case) -> dict[str, Train]:
     """By name."""
     if case.algorithm == "sac":
         return {"limit": matrix_products}

@@ -15,8 +15,9 @@ from typing import Any
 
 from bench.ppo_settings import fastac_config, linear, sb3_envs, sb3_model
 from bench.training_cases import ENDLESS, Case, fastac_a2c, fastac_sac
-from bench.training_pace import Pace
 
+Pace = Callable[[int], None]
+"""Called with the number of environment steps so far; raises where nothing more is wanted."""
 Train = Callable[[Case, int, Pace], object]
 
 
