@@ -41,6 +41,7 @@ def quick(algorithm: str) -> str:
 PPO = f"tests/test_losses.py {quick('ppo')}"
 DISTRIBUTIONS = "tests/test_distributions.py"
 EXPERIENCE = "tests/test_experience.py"
+FUSED_Q = "tests/test_fused_q.py -k float64"
 REPLAYED = "tests/algorithms/test_sac.py tests/algorithms/test_td3.py tests/algorithms/test_ddpg.py -k float64"
 COLLECTING = "tests/algorithms/test_ppo.py tests/test_collector.py -k 'not learn and not improves and not resumed'"
 OFF_POLICY = quick("off_policy")
@@ -310,10 +311,24 @@ MUTATIONS = [
     ),
     Mutation(
         "sac-policy-of-one-q",
-        "fastac/algorithms/sac.py",
-        "self.q(observations, actions))",
-        "self.q(observations, actions)[:1])",
+        "fastac/fused_q.py",
+        "policy_loss(alpha, log_probs, q(observations, actions))",
+        "policy_loss(alpha, log_probs, q(observations, actions)[:1])",
         REPLAYED,
+    ),
+    Mutation(
+        "fused-target-without-its-entropys-sign",
+        "kernels/fastac_kernels/q_losses.py",
+        "value = value - temperature * log_prob[i]",
+        "value = value + temperature * log_prob[i]",
+        FUSED_Q,
+    ),
+    Mutation(
+        "fused-gradient-of-one-critic",
+        "kernels/fastac_kernels/fused_q.py",
+        "into[r, c] += handed[r, inputs + c]",
+        "into[r, c] = handed[r, inputs + c]",
+        FUSED_Q,
     ),
     Mutation(
         "sac-temperature-direction",

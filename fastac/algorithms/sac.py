@@ -4,8 +4,10 @@
 
 After every environment step, on a batch from the replay buffer (algorithm 1 of arXiv:1812.05905):
 
-1. `q_loss`: both Q follow r + gamma (min_k Q'_k(s', a') - alpha log pi(a' | s')), a' ~ pi(. | s') (equations 5 and 6).
-2. `policy_loss`: pi moves towards exp(Q / alpha), by the reparameterised gradient (equation 7).
+1. Both Q follow r + gamma (min_k Q'_k(s', a') - alpha log pi(a' | s')), a' ~ pi(. | s'), by the squared error
+   (equations 5 and 6): `soft_q_targets`, `fused_q_loss`.
+2. pi moves towards exp(Q / alpha): down mean[alpha log pi(a | s) - min_k Q_k(s, a)], a ~ pi(. | s), by the
+   reparameterised gradient (equation 7): `fused_policy_loss`.
 3. `temperature_loss`: alpha keeps the entropy at its target (equation 18, in log alpha).
 4. The target networks Q' follow Q.
 
@@ -28,9 +30,9 @@ from fastac.buffers import PrioritizedReplayBuffer, ReplayBuffer, Transitions
 from fastac.buffers.transfer import sent
 from fastac.capturable import make_adam
 from fastac.experience import Episodes, Experience
+from fastac.fused_q import fused_policy_loss, fused_q_loss, soft_q_targets
 from fastac.networks import Activation, make_tanh_gaussian_actor
 from fastac.q_functions import Target, make_q_functions
-from fastac.q_losses import policy_loss, q_loss, q_targets
 from fastac.run import Callback, Result, Run, RunError, check_options, torch_threads
 
 
@@ -268,14 +270,17 @@ class SAC:
             `METRICS`, and where the batch has weights the transitions' new priorities.
         """
         alpha = self.log_alpha.detach().exp()
-        with torch.no_grad():
-            actions, log_probs = self.actor(batch.next_observations).sample_and_log_prob(noises[0])
-            next_q_values = self.target.network(batch.next_observations, actions)
-            targets = q_targets(
-                batch.rewards, batch.discounts, batch.terminated, next_q_values, alpha=alpha, log_probs=log_probs
-            )
-        q_values = self.q(batch.observations, batch.actions)
-        loss = q_loss(q_values, targets, batch.weights)
+        targets = soft_q_targets(
+            self.actor,
+            self.target.network,
+            batch.next_observations,
+            noises[0],
+            batch.rewards,
+            batch.discounts,
+            batch.terminated,
+            alpha,
+        )
+        loss, q_values = fused_q_loss(self.q, batch.observations, batch.actions, targets, batch.weights)
         self.q_optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.q_optimizer.step()
@@ -286,23 +291,16 @@ class SAC:
         self.target.follow()
         errors = None
         if batch.weights is not None:
-            errors = torch.stack([(values.detach() - targets).abs() for values in q_values]).mean(0) + 1e-6
-        return torch.cat([torch.stack([loss.detach(), q_values[0].detach().mean()]), of_policy]), errors
+            errors = torch.stack([(values - targets).abs() for values in q_values]).mean(0) + 1e-6
+        return torch.cat([torch.stack([loss.detach(), q_values[0].mean()]), of_policy]), errors
 
     def update_policy(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Takes one gradient step of the actor and of the temperature; returns their metrics."""
         alpha = self.log_alpha.detach().exp()
-        actions, log_probs = self.actor(observations).sample_and_log_prob(noise)
-        # The gradient passes through the critics to the action; their own is not computed.
-        for p in self.q_parameters:
-            p.requires_grad_(False)
-        loss = policy_loss(alpha, log_probs, self.q(observations, actions))
-        for p in self.q_parameters:
-            p.requires_grad_(True)
+        loss, entropy = fused_policy_loss(self.actor, self.q, observations, noise, alpha)
         self.policy_optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.policy_optimizer.step()
-        entropy = -log_probs.detach().mean()
         of_alpha = temperature_loss(self.log_alpha, entropy, self.target_entropy)
         if self.config.autotune:
             self.alpha_optimizer.zero_grad()
