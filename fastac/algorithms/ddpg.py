@@ -23,9 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastac import graphs
+from fastac.buffers import Transitions
+from fastac.capturable import make_adam
 from fastac.experience import Episodes, Experience
 from fastac.networks import Activation, make_tanh_actor
-from fastac.optim import Adam
 from fastac.q_functions import Target, make_q_functions
 from fastac.run import Callback, Result, Run, RunError, check_options, torch_threads
 
@@ -75,7 +77,11 @@ class Config:
     log_interval: int = 1_000
     """Environment steps between rows of the log."""
     device: str = "cpu"
-    """Where the networks live: cpu, cuda, cuda:1, ..."""
+    """Where the networks and the replay buffer live: cpu, cuda, cuda:1, ..."""
+    cudagraphs: bool = True
+    """On CUDA: capture the update in a CUDA graph."""
+    compile: bool = False
+    """Put the update through torch.compile."""
     torch_threads: int = 1
     """Threads of torch on the CPU while training."""
 
@@ -155,8 +161,15 @@ class DDPG:
         ).to(self.device)
         self.q_parameters = list(self.q.parameters())
         self.target, self.target_actor = Target(self.q, config.tau), Target(self.actor, config.tau)
-        self.policy_optimizer = Adam(self.actor.parameters(), lr=config.learning_rate)
-        self.q_optimizer = Adam(self.q_parameters, lr=config.learning_rate)
+        self.policy_optimizer = make_adam(self.actor.parameters(), lr=config.learning_rate)
+        self.q_optimizer = make_adam(self.q_parameters, lr=config.learning_rate)
+        self.learn = graphs.on_device(
+            self.gradient_step,
+            self.device,
+            cudagraphs=config.cudagraphs,
+            compile=config.compile,
+            optimizers=(self.policy_optimizer, self.q_optimizer),
+        )
         self.num_updates = 0
         self._no_policy_loss = torch.full((), math.nan, device=self.device)
 
@@ -178,9 +191,18 @@ class DDPG:
         Returns:
             `METRICS`, on the device, from which nothing is read; the actor's is NaN when it was not its turn.
         """
-        config = self.config
-        batch = self.experience.sample(config.batch_size)
+        batch = self.experience.sample(self.config.batch_size)
+        self.num_updates += 1
+        metrics: Tensor = self.learn(batch, self.num_updates % self.config.policy_frequency == 0)
+        return metrics
 
+    def gradient_step(self, batch: Transitions, policy: bool) -> Tensor:
+        """What an update does with its batch. Nothing is drawn or read back here: a CUDA graph can hold it.
+
+        Args:
+            batch: Transitions.
+            policy: Whether it is the actor's turn.
+        """
         with torch.no_grad():
             actions = self.target_actor.network(batch.next_observations)
             next_values = self.target.network.first(batch.next_observations, actions)
@@ -191,9 +213,8 @@ class DDPG:
         loss.backward()
         self.q_optimizer.step()
 
-        self.num_updates += 1
         policy_loss = self._no_policy_loss
-        if self.num_updates % config.policy_frequency == 0:
+        if policy:
             policy_loss = self.update_policy(batch.observations)
             self.target.follow()
             self.target_actor.follow()
@@ -233,6 +254,7 @@ class DDPG:
         self.policy_optimizer.load_state_dict(state["policy_optimizer"])
         self.q_optimizer.load_state_dict(state["q_optimizer"])
         self.num_updates = state["num_updates"]
+        graphs.reset(self.learn)
 
 
 def train(

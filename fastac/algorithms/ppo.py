@@ -21,12 +21,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastac import graphs
 from fastac.buffers import Batch
+from fastac.capturable import make_adam
 from fastac.collector import Collector
 from fastac.fused import fused_ppo_loss
 from fastac.losses import METRICS
 from fastac.networks import Activation, Actor
-from fastac.optim import Adam
 from fastac.run import Callback, Result, Run, RunError, check_options, torch_threads
 
 
@@ -86,6 +87,10 @@ class Config:
     """One process; one process each; or the environment's own vector form, where it has one."""
     device: str = "cpu"
     """Where the networks live: cpu, cuda, cuda:1, ..."""
+    cudagraphs: bool = True
+    """On CUDA: capture a minibatch's update in a CUDA graph."""
+    compile: bool = False
+    """Put that through torch.compile."""
     torch_threads: int = 1
     """Threads of torch on the CPU while training; networks this small are fastest on one."""
 
@@ -259,7 +264,16 @@ class PPO:
         self.buffer = self.collector.buffer
         self.actor, self.critic = self.collector.actor, self.collector.make_critic()
         self.parameters = [*self.actor.parameters(), *self.critic.parameters()]
-        self.optimizer = Adam(self.parameters, lr=config.learning_rate, eps=1e-5, max_grad_norm=config.max_grad_norm)
+        self.optimizer = make_adam(
+            self.parameters, lr=config.learning_rate, eps=1e-5, max_grad_norm=config.max_grad_norm
+        )
+        self.learn = graphs.on_device(
+            self.step,
+            self.collector.device,
+            cudagraphs=config.cudagraphs,
+            compile=config.compile,
+            optimizers=(self.optimizer,),
+        )
 
     def estimate(self) -> None:
         """Computes old log-probabilities, values, advantages and returns of the whole rollout in one batch."""
@@ -293,7 +307,7 @@ class PPO:
         for _ in range(config.update_epochs):
             start = len(records)
             for batch in self.buffer.minibatches(config.num_minibatches, self.collector.generator):
-                records.append(self.step(batch, clip_coef))
+                records.append(self.learn(batch, clip_coef))
             if config.target_kl is not None:
                 kl = torch.stack(records[start:])[:, APPROX_KL].mean()
                 if float(kl) > config.target_kl:
@@ -318,6 +332,7 @@ class PPO:
         self.collector.load_state_dict(state)
         self.critic.load_state_dict(state["critic"])
         self.optimizer.load_state_dict(state["optimizer"])
+        graphs.reset(self.learn)
 
 
 def train(

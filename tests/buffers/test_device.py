@@ -8,7 +8,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from device_cases import NothingRead, Steps, assert_rows, example
+from device_cases import Steps, assert_rows, example
+from nothing_read import NothingRead
 
 from fastac.buffers import DeviceReplayBuffer, Transitions
 from fastac.buffers.saving import ArchiveError

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from device_cases import NothingRead, Steps, assert_rows, example
+from device_cases import Steps, assert_rows, example
+from nothing_read import NothingRead
 
 from fastac.buffers import DevicePrioritizedReplayBuffer, PrioritizedReplayBuffer
 from fastac.buffers.device_priorities import _find, _last_of_each

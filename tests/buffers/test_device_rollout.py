@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from device_cases import NothingRead
+from nothing_read import NothingRead
 
 from fastac.buffers import DeviceRolloutBuffer, RolloutBuffer
 
