@@ -123,6 +123,7 @@ def measure(
         "hyperparameters": case.hyperparameters,
         "contenders": summarise({name: found for name, found in chunks.items() if name not in failed}),
         "failed": failed,
+        "fastac_commit": record.commit(),
     }
     if case.algorithm == "sac":
         result["floating_point_operations_an_update"] = floating_point_operations(case)
@@ -183,10 +184,10 @@ def main(rounds: int, seconds: float, only: str | None, checkout: Path | None) -
     parts: dict[str, Any] = dict(before.get("parts", {}))
     for name, part in PARTS.items():
         if name in wanted:
-            parts[name] = part(seconds)
+            parts[name] = part(seconds) | {"fastac_commit": record.commit()}
             print(training_parts.shown(name, parts[name]), flush=True)
     if "solved" in wanted:
-        parts["solved"] = training_solved.measure(rounds)
+        parts["solved"] = training_solved.measure(rounds) | {"fastac_commit": record.commit()}
         print(training_solved.shown(parts["solved"]), flush=True)
     record.write(
         path,
