@@ -84,25 +84,39 @@ def _estimators() -> list[tuple[str, Callable[[], Any]]]:
 
 
 def _networks() -> None:
-    """Every kernel of networks: acting, the losses of both kinds of policy, and the optimiser's step."""
+    """Every kernel of networks: acting, the losses of both kinds of policy, the optimisers' steps, normalisation."""
     import torch
 
     from fastac.acting import ArrayActor
+    from fastac.fused import fused_a2c_loss
     from fastac.losses import ppo_loss
     from fastac.networks import CategoricalActor, GaussianActor, mlp
-    from fastac.optim import Adam
+    from fastac.normalize import ObservationNormalizer, RewardNormalizer
+    from fastac.optim import Adam, RMSprop
 
     x, noise = torch.zeros(2, 3), np.zeros((2, 2), np.float32)
     row, critic = torch.zeros(2), mlp([3, 4, 1])
     for actor, actions in ((CategoricalActor(mlp([3, 4, 2])), torch.zeros(2, dtype=torch.int64)),
                            (GaussianActor(mlp([3, 4, 2]), 2), torch.zeros(2, 2))):  # fmt: skip
-        ArrayActor(actor).sample(x.numpy(), noise)
-        optimizer = Adam([*actor.parameters(), *critic.parameters()], max_grad_norm=1.0)
-        loss, _ = ppo_loss(
-            actor(x), actions, row, row, critic(x), row, row, clip_coef=0.2, vf_coef=0.5, ent_coef=0.0
-        )  # fmt: skip
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        acting = ArrayActor(actor, critic)
+        acting.sample(x.numpy(), noise)
+        acting.mode(x.numpy())
+        acting.act(x.numpy(), noise)
+        parameters = [*actor.parameters(), *critic.parameters()]
+        options: dict[str, float] = {"vf_coef": 0.5, "ent_coef": 0.0}
+        for loss, _ in (
+            ppo_loss(actor(x), actions, row, row, critic(x), row, row, clip_coef=0.2, **options),
+            fused_a2c_loss(actor, critic, x, actions, row, row, **options),
+        ):
+            loss.backward()  # type: ignore[no-untyped-call]
+            for optimizer in (Adam(parameters, max_grad_norm=1.0), RMSprop(parameters)):
+                optimizer.step()
+    for dtype in (np.float32, np.float64):
+        normalizer, observations = ObservationNormalizer((3,)), np.zeros((2, 3), dtype)
+        normalizer.update(observations)
+        normalizer(observations)
+    rewards, ends = np.zeros((2, 2), np.float32), np.zeros((2, 2), np.bool_)
+    RewardNormalizer(2, 0.9)(rewards, ends, ~ends)
 
 
 def _calls() -> list[tuple[str, Callable[[], Any]]]:
