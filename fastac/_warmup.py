@@ -103,7 +103,7 @@ def _networks() -> None:
         acting.mode(x.numpy())
         acting.act(x.numpy(), noise)
         parameters = [*actor.parameters(), *critic.parameters()]
-        options: dict[str, float] = {"vf_coef": 0.5, "ent_coef": 0.0}
+        options: dict[str, Any] = {"vf_coef": 0.5, "ent_coef": 0.0}
         for loss, _ in (
             ppo_loss(actor(x), actions, row, row, critic(x), row, row, clip_coef=0.2, **options),
             fused_a2c_loss(actor, critic, x, actions, row, row, **options),
