@@ -14,6 +14,7 @@ from fastac.buffers import fields
 from fastac.buffers.replay import ReplayBuffer, Transitions
 from fastac.buffers.sum_tree import SumTree
 from fastac_kernels import priorities as kernels
+from fastac_kernels._jit import opened
 from fastac_kernels.objects import READABLE
 from fastac_kernels.priorities import sample_prioritized, set_exponents, set_new, update
 from fastac_kernels.sampling import EMPTY
@@ -115,6 +116,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         arrays = self._storage.arrays
         self._words, self._reals = arrays["priorities"], arrays["priorities"].view(np.float64)
         self._priorities = self._words.ctypes.data
+        self._sample_prioritized = opened(sample_prioritized)
         self._tree = SumTree(self.capacity, arrays["leaves"])
         self._weights: tuple[Any, NDArray[np.float32]] = None, _empty(0, _FLOAT32)
         self._grow_scratch(_SCRATCH)
@@ -213,10 +215,10 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         with self._lock:
             if batch_size > self._scratch_size:
                 self._grow_scratch(batch_size)
-            code = sample_prioritized(self._priorities, self._at, id(items), weights, beta) if READABLE else 0
+            code = self._sample_prioritized(self._priorities, self._at, items, weights, beta) if READABLE else 0
             if code >= 0:
                 self._check_out(items, batch_size)
-                code = sample_prioritized(self._priorities, self._at, 0, weights, beta)
+                code = self._sample_prioritized(self._priorities, self._at, None, weights, beta)
             if code == EMPTY:
                 raise ValueError("sample: the buffer holds no transition to draw")
         return batch if device is None or out is not None else self._on_device(batch, device)

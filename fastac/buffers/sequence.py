@@ -19,6 +19,7 @@ from fastac.buffers.saving import ArchiveError, read_archive, write_archive
 from fastac.buffers.window_memory import Arrays, Sequences, WindowMemory, moved
 from fastac_kernels import ring
 from fastac_kernels import windows as kernels
+from fastac_kernels._jit import opened
 from fastac_kernels.objects import READABLE
 from fastac_kernels.priorities import KNOWN
 from fastac_kernels.windows import draw_prioritized, draw_starts, gather_windows, index_rows, not_a_start
@@ -279,6 +280,7 @@ class SequenceReplayBuffer:
     def _connect(self, replay: ReplayBuffer) -> None:
         """Builds the index of what the ring holds."""
         self._replay = replay
+        self._gather_windows = opened(gather_windows)
         self._priorities = replay._priorities if isinstance(replay, PrioritizedReplayBuffer) else 0
         self.capacity = replay.capacity
         self._lock = threading.Lock()
@@ -481,10 +483,10 @@ class SequenceReplayBuffer:
 
     def _gather(self, arrays: Arrays) -> None:
         replay, rows, starts, masks = self._replay, arrays.rows, arrays.starts, arrays.masks
-        if (gather_windows(replay._at, self._at, id(rows), starts, *masks) if READABLE else 0) >= 0:
+        if (self._gather_windows(replay._at, self._at, rows, starts, *masks) if READABLE else 0) >= 0:
             size = self.length * len(starts)
             replay._check_out((*rows, np.empty(size, np.float32), np.empty(size, np.int64)), size)
-            gather_windows(replay._at, self._at, 0, starts, *masks)
+            self._gather_windows(replay._at, self._at, None, starts, *masks)
 
 
 def _buffer_class(alpha: float | None) -> type[ReplayBuffer]:

@@ -1,10 +1,9 @@
 """What lies behind numpy arrays and scalars, read by compiled code from their published C structures.
 
 A compiled function takes 100 ns for each array it is given, and is compiled anew for each dtype and number of
-dimensions. Given the address of a tuple instead (CPython's `id`), it reads the arrays' own fields, as an extension
-module would: `PyArrayObject` is part of numpy's binary interface, `PyFloatObject` and tuples of CPython's. The caller
-keeps the tuple alive for the call. `READABLE` says whether a trial read at import found what it should; where it did
-not, callers go through `describe`, which asks numpy, and pass the table that it returns.
+dimensions. Given a tuple as it is instead (`OBJECT`), it reads the arrays' own fields, as an extension module would:
+`PyArrayObject` is part of numpy's binary interface, `PyFloatObject` and tuples of CPython's. `READABLE` says whether a
+trial read at import found what it should; where it did not, callers ask numpy and fill the table of addresses.
 """
 
 import ctypes
@@ -13,13 +12,16 @@ import sys
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import NativeValue, models, register_model, unbox
 
 from fastac_kernels._jit import inline, kernel
-from fastac_kernels.pointers import load, store
+from fastac_kernels.pointers import emits, load, store, word_at
 
 # Where fields lie. A pointer to an object's type ends its head; what is its own follows.
 HEAD, ITEMS = object.__basicsize__, tuple.__basicsize__
-TYPE = HEAD - 8
+TYPE, SIZE = HEAD - 8, ITEMS - 8
 DATA, NDIM, DIMENSIONS, DTYPE, FLAGS = HEAD, HEAD + 8, HEAD + 16, HEAD + 40, HEAD + 48
 C_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x100, 0x400
 
@@ -40,6 +42,33 @@ for _place, _object in {
 KNOWN[TRUTHS] = int.from_bytes(b"\0\1\0\0\0\0\0\0", "little")  # a byte 0 and a byte 1
 
 
+class ObjectType(types.Type):  # type: ignore[misc]
+    """Numba's type of any Python object, of which compiled code sees the address. The caller keeps it alive."""
+
+    def __init__(self) -> None:
+        super().__init__(name="fastac.Object")
+
+
+OBJECT = ObjectType()
+
+
+@register_model(ObjectType)
+class _ObjectModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, ir.IntType(64))
+
+
+@unbox(ObjectType)  # type: ignore[untyped-decorator]
+def _unbox_object(kind: Any, value: Any, context: Any) -> Any:
+    return NativeValue(context.builder.ptrtoint(value, ir.IntType(64)))
+
+
+@emits(lambda value: types.int64(value), lambda context, builder, signature, args: args[0])
+def object_address(value: Any) -> int:
+    """Where an object lies: CPython's `id`, which any audit hook of the process (JAX has one) slows down by 200 ns."""
+    return id(value)
+
+
 def describe(kind: int, dtype: Any, shape: tuple[int, ...]) -> list[int]:
     """The description of an item, `WIDTH` integers."""
     dtype = np.dtype(dtype)
@@ -48,44 +77,38 @@ def describe(kind: int, dtype: Any, shape: tuple[int, ...]) -> list[int]:
 
 
 @inline
-def _word(address: int) -> int:
-    word: int = load(address, np.int64(0))
-    return word
-
-
-@inline
 def _rows_of(array: int, item: int, lead: bool) -> int:
     """Rows of an array whose rows have the item's shape: 1 where it has no dimension for them; -1 for other shapes."""
-    ndim, own = load(array + NDIM, np.int32(0)), _word(item + 8 * ITEM_NDIM)
+    ndim, own = load(array + NDIM, np.int32(0)), word_at(item + 8 * ITEM_NDIM)
     if ndim != own + 1 and (ndim != own or lead):
         return -1
-    sizes = _word(array + DIMENSIONS) + 8 * (ndim - own)
+    sizes = word_at(array + DIMENSIONS) + 8 * (ndim - own)
     for i in range(own):
-        if _word(sizes + 8 * i) != _word(item + 8 * (ITEM_SHAPE + i)):
+        if word_at(sizes + 8 * i) != word_at(item + 8 * (ITEM_SHAPE + i)):
             return -1
-    return 1 if ndim == own else _word(sizes - 8)
+    return 1 if ndim == own else word_at(sizes - 8)
 
 
 @inline
 def _overlap(described: int, count: int, table: int, rows: int) -> bool:
     """Whether any two of the arrays found share memory."""
     for i in range(1, count):
-        begin, size = _word(table + 8 * i), rows * _word(described + 8 * (WIDTH * i + ITEM_BYTES))
+        begin, size = word_at(table + 8 * i), rows * word_at(described + 8 * (WIDTH * i + ITEM_BYTES))
         for j in range(i):
-            other, other_size = _word(table + 8 * j), rows * _word(described + 8 * (WIDTH * j + ITEM_BYTES))
+            other, other_size = word_at(table + 8 * j), rows * word_at(described + 8 * (WIDTH * j + ITEM_BYTES))
             if begin < other + other_size and other < begin + size:
                 return True
     return False
 
 
 @kernel
-def read(described: int, count: int, objects: int, rows: int, table: int, known: int) -> int:
-    """Finds the memory of a tuple's numpy arrays and scalars, and checks their types and shapes.
+def read(described: int, count: int, items: int, rows: int, table: int, known: int) -> int:
+    """Finds the memory of numpy arrays and scalars, and checks their types and shapes.
 
     Args:
         described: Address of `count` descriptions of `WIDTH` words.
         count: Items.
-        objects: Address of the tuple, which has `count` items.
+        items: Address of `count` addresses of objects, as a tuple has them at `ITEMS`.
         rows: How many rows every array has, -1: as many as the first. One row may come without that dimension, and a
             scalar of its dtype (for rewards a float, for flags a bool) stands for one row of shape `()`.
         table: Address of `count + 2` words. Receives the items' addresses (0: None), the number of rows, and 1 where
@@ -96,34 +119,34 @@ def read(described: int, count: int, objects: int, rows: int, table: int, known:
         -1, or the first item that is something else, or `count` where outputs overlap. What was written is then not
         to be used.
     """
-    array_type, double_dtype, none = _word(known), _word(known + 8 * DOUBLE), _word(known + 8 * NONE)
+    array_type, double_dtype, none = word_at(known), word_at(known + 8 * DOUBLE), word_at(known + 8 * NONE)
     for i in range(count):
-        item, x = described + 8 * WIDTH * i, _word(objects + ITEMS + 8 * i)
-        kind, own = _word(item), _word(x + TYPE)
+        item, x = described + 8 * WIDTH * i, word_at(items + 8 * i)
+        kind, own = word_at(item), word_at(x + TYPE)
         at, length = 0, 1
         if own == array_type:
-            dtype, flags = _word(x + DTYPE), load(x + FLAGS, np.int32(0))
+            dtype, flags = word_at(x + DTYPE), load(x + FLAGS, np.int32(0))
             needed = C_CONTIGUOUS | ALIGNED | (WRITEABLE if kind == OUTPUT else 0)
             length = _rows_of(x, item, kind == OUTPUT)
             double = kind == REWARD and dtype == double_dtype
-            if (dtype != _word(item + 8 * ITEM_DTYPE) and not double) or (flags & needed) != needed or length < 0:
+            if (dtype != word_at(item + 8 * ITEM_DTYPE) and not double) or (flags & needed) != needed or length < 0:
                 return i
-            at = _word(x + DATA)
+            at = word_at(x + DATA)
             if kind == REWARD:
                 store(table + 8 * (count + 1), np.int64(double))
         elif kind == OPTIONAL_FLAG and x == none:
             store(table + 8 * i, np.int64(0))
             continue
-        elif _word(item + 8 * ITEM_NDIM) != 0 or kind == OUTPUT:
+        elif word_at(item + 8 * ITEM_NDIM) != 0 or kind == OUTPUT:
             return i
-        elif kind == FIELD and own == _word(item + 8 * ITEM_SCALAR):
+        elif kind == FIELD and own == word_at(item + 8 * ITEM_SCALAR):
             at = x + HEAD
-        elif kind == REWARD and (own == _word(known + 8 * FLOAT_TYPE) or own == _word(known + 8 * DOUBLE_TYPE)):
+        elif kind == REWARD and (own == word_at(known + 8 * FLOAT_TYPE) or own == word_at(known + 8 * DOUBLE_TYPE)):
             at = x + HEAD
             store(table + 8 * (count + 1), np.int64(1))
-        elif kind in (FLAG, OPTIONAL_FLAG) and (x == _word(known + 8 * YES) or x == _word(known + 8 * NUMPY_YES)):
+        elif kind in (FLAG, OPTIONAL_FLAG) and (x == word_at(known + 8 * YES) or x == word_at(known + 8 * NUMPY_YES)):
             at = known + 8 * TRUTHS + 1
-        elif kind in (FLAG, OPTIONAL_FLAG) and (x == _word(known + 8 * NO) or x == _word(known + 8 * NUMPY_NO)):
+        elif kind in (FLAG, OPTIONAL_FLAG) and (x == word_at(known + 8 * NO) or x == word_at(known + 8 * NUMPY_NO)):
             at = known + 8 * TRUTHS
         else:
             return i
@@ -132,7 +155,7 @@ def read(described: int, count: int, objects: int, rows: int, table: int, known:
         elif length != rows:
             return i
         store(table + 8 * i, np.int64(at))
-    if count > 0 and _word(described) == OUTPUT and _overlap(described, count, table, rows):
+    if count > 0 and word_at(described) == OUTPUT and _overlap(described, count, table, rows):
         return count
     store(table + 8 * count, np.int64(rows))
     return -1

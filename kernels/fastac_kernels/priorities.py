@@ -13,16 +13,16 @@ when the tree is used next and not when they are added: it comes to the same, an
 from typing import Any
 
 import numpy as np
+from numba import types
 from numpy.typing import NDArray
 
 from fastac_kernels import ring
-from fastac_kernels._jit import inline, kernel
+from fastac_kernels._jit import door, inline, kernel
 from fastac_kernels.memory import array_at
-from fastac_kernels.objects import read
-from fastac_kernels.pointers import load, prefetch, store
+from fastac_kernels.objects import OBJECT
+from fastac_kernels.pointers import get, load, prefetch, put, store
 from fastac_kernels.power import LIMIT, exp2, log2
-from fastac_kernels.ring import get, put
-from fastac_kernels.sampling import EMPTY, FINE, gather
+from fastac_kernels.sampling import EMPTY, FINE, gather_rows, read_outputs
 from fastac_kernels.sum_tree import NODE, SHIFT, draw, leaves_of, recompute_range_at, recompute_touched, total_of, touch
 
 # The words of the priorities' state: addresses, counters, and from ALPHA on float64, LARGEST being the largest priority
@@ -116,7 +116,8 @@ def update(priorities: int, state: int, indices: NDArray[np.int64], values: NDAr
     for i in range(indices.size):
         if indices[i] >= oldest and load(leaves + 8 * _slot(indices[i], start, capacity), 0.0) == 0.0:
             return FILLER, i
-    count, stale, largest = 0, 0, _real(priorities, LARGEST)
+    count: Any = np.int64(0)
+    stale, largest = 0, _real(priorities, LARGEST)
     for i in range(indices.size):
         if indices[i] < oldest:
             stale += 1
@@ -156,8 +157,8 @@ def weigh(leaves: int, weights: NDArray[np.float32], beta: float) -> None:
         weights[i] = np.float32(exp2(beta * (scale - log2(leaf[i]))))
 
 
-@kernel
-def sample_prioritized(priorities: int, state: int, objects: int, weights: NDArray[np.float32], beta: float) -> int:
+@door(types.int64, types.int64, OBJECT, types.float32[::1], types.float64)
+def sample_prioritized(priorities: int, state: int, objects: Any, weights: NDArray[np.float32], beta: float) -> int:
     """Draws transitions in proportion to their leaves, stratified, with their importance weights.
 
     Args:
@@ -171,11 +172,9 @@ def sample_prioritized(priorities: int, state: int, objects: int, weights: NDArr
         FINE, EMPTY where there is no transition, or the number of an item that is no plain array of the right type.
     """
     n = weights.size
-    if objects != 0:
-        table, truths = get(state, ring.OUTPUT_TABLE), get(state, ring.TRUTHS)
-        item = read(get(state, ring.OUTPUTS), get(state, ring.OUTPUT_COUNT), objects, n, table, truths)
-        if item >= 0:
-            return item
+    item = read_outputs(state, objects, n)
+    if item >= 0:
+        return item
     if get(priorities, KNOWN) < get(state, ring.ADDED):
         set_new(priorities, state)
     tree, serials, leaves = get(priorities, TREE), get(priorities, SERIALS), get(priorities, LEAVES)
@@ -189,4 +188,5 @@ def sample_prioritized(priorities: int, state: int, objects: int, weights: NDArr
     index = array_at(serials, n, 0)
     for i in range(n):
         index[i] += start if index[i] < added - start else start - capacity
-    return gather(state, 0, n, serials)
+    gather_rows(state, n, serials)
+    return FINE

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from fastac_kernels._jit import inline, kernel
-from fastac_kernels.objects import read
-from fastac_kernels.pointers import copy, equal, fence, load, prefetch_to_write, store
+from fastac_kernels._jit import door, inline, kernel
+from fastac_kernels.objects import DATA, ITEMS, OBJECT, SIZE, object_address, read
+from fastac_kernels.pointers import byte_at, copy, equal, fence, get, load, prefetch_to_write, put, store, word_at
 
 # The words of a ring's state, all int64. Counters and the generator first: they are saved.
 ADDED, FILLERS, SIDE_HEAD, SIDE_SIZE, SEED, COUNTER, BREAKS = range(7)
@@ -36,7 +36,7 @@ COUNTERS = ("added", "fillers", "side_head", "side_size", "seed", "counter", "br
 # What follows from the layout.
 (
     CAPACITY, SLOTS, ENVS, ROW, OBSERVATION, REWARD_AT, SIDE_AT, CHAINED, STACK, N_STEP,
-    ROWS, SIDE, MARKS, LEAVES, OBSERVATION_LEAVES, ROW_LEAVES, ITEMS, ITEM_COUNT, OUTPUTS, OUTPUT_COUNT,
+    ROWS, SIDE, MARKS, LEAVES, OBSERVATION_LEAVES, ROW_LEAVES, DESCRIPTIONS, ITEM_COUNT, OUTPUTS, OUTPUT_COUNT,
     TRUTHS, TABLE, OUTPUT_TABLE, POWERS, STATE_SIZE,
 ) = range(8, 33)  # fmt: skip
 
@@ -46,33 +46,6 @@ TERMINATED, TRUNCATED, VALID, CUT, FILED, WHOLE, START_FILED = 1, 2, 4, 8, 16, 3
 FLAGS_AFTER, AGE_AFTER = 4, 5  # bytes after the reward's address
 START_AFTER = 8  # after the address of the next observation's place in the side table: that of the start's older frames
 INSERTED, FULL_SIDE = -1, -2
-
-
-@inline
-def get(state: int, word: int) -> int:
-    """A word of the state."""
-    value: int = load(state + 8 * word, np.int64(0))
-    return value
-
-
-@inline
-def put(state: int, word: int, value: int) -> None:
-    """Sets a word of the state."""
-    store(state + 8 * word, np.int64(value))
-
-
-@inline
-def word_at(address: int) -> int:
-    """The int64 at an address."""
-    value: int = load(address, np.int64(0))
-    return value
-
-
-@inline
-def byte_at(address: int) -> int:
-    """The byte at an address, as int64: bits of a uint8 do not mix well with those of other types."""
-    value: Any = np.int64(load(address, np.uint8(0)))
-    return value  # type: ignore[no-any-return]
 
 
 @inline
@@ -323,29 +296,37 @@ def _insert_rows(state: int, items: int, count: int) -> int:
     return INSERTED
 
 
-@kernel
-def insert(state: int, objects: int) -> int:
+@door(OBJECT)
+def insert(objects: Any) -> int:
     """Adds one step of all environments, or any number of independent transitions.
 
     Args:
-        state: Address of the ring's state.
-        objects: Address of a tuple of numpy arrays and scalars: observations, actions and extra fields, next
-            observations, rewards, terminated, truncated, mask. 0: their addresses are in the state's table already.
+        objects: A tuple: the array of the ring's state, then arrays and scalars: observations, actions and extra
+            fields, next observations, rewards, terminated, truncated, mask. Without these, their addresses are in the
+            state's table already.
 
     Returns:
         -1 where it was done; -2 where the side table has to grow first; else the number of an item that is not plain
         memory of the right type and shape. Nothing is written but in the first case.
     """
-    table, count = get(state, TABLE), get(state, ITEM_COUNT)
-    chained = get(state, CHAINED)
-    if objects != 0:
+    at = object_address(objects)
+    state = word_at(word_at(at + ITEMS) + DATA)
+    count, table, chained = get(state, ITEM_COUNT), get(state, TABLE), get(state, CHAINED)
+    if word_at(at + SIZE) > 1:
         rows = get(state, ENVS) if chained else -1
-        item = read(get(state, ITEMS), count, objects, rows, table, get(state, TRUTHS))
+        item = read(get(state, DESCRIPTIONS), count, at + ITEMS + 8, rows, table, get(state, TRUTHS))
         if item >= 0:
             return item
-    if chained:
+    return _insert_step(state, table) if chained else _insert_rows(state, table, word_at(table + 8 * count))
+
+
+@kernel
+def insert_filled(state: int) -> int:
+    """The same where objects cannot be read: addresses are in the table of the state at this address."""
+    table = get(state, TABLE)
+    if get(state, CHAINED):
         return _insert_step(state, table)
-    return _insert_rows(state, table, word_at(table + 8 * count))
+    return _insert_rows(state, table, word_at(table + 8 * get(state, ITEM_COUNT)))
 
 
 @kernel

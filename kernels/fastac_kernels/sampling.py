@@ -15,12 +15,26 @@ and next observations and flags are those of row t + m - 1.
 from typing import Any
 
 import numpy as np
+from numba import types
 
 from fastac_kernels import ring
-from fastac_kernels._jit import inline, kernel
-from fastac_kernels.objects import read
-from fastac_kernels.pointers import copy, copy_8, copy_16, copy_32, high_word, load, prefetch_far, store
-from fastac_kernels.ring import byte_at, frame_address, get, next_frame_address, put, word_at
+from fastac_kernels._jit import door, inline, kernel
+from fastac_kernels.objects import ITEMS, NONE, OBJECT, object_address, read
+from fastac_kernels.pointers import (
+    byte_at,
+    copy,
+    copy_8,
+    copy_16,
+    copy_32,
+    get,
+    high_word,
+    load,
+    prefetch_far,
+    put,
+    store,
+    word_at,
+)
+from fastac_kernels.ring import frame_address, next_frame_address
 
 TILE = 32  # rows that are asked for, found and copied together
 LINES = 4  # cache lines of an observation asked for in advance; the hardware fetches the rest of a long one
@@ -164,7 +178,7 @@ def _serial(state: int, serials: int, number: int, oldest: int, size: int) -> in
 
 
 @inline
-def _gather_rows(state: int, batch: int, serials: int) -> int:
+def gather_rows(state: int, batch: int, serials: int) -> int:
     """Gathers listed rows, or draws rows that are no fillers; returns how many were looked at.
 
     Tile by tile: what the next tile will need is asked for, then this one's rows are found, then its fields copied.
@@ -178,14 +192,15 @@ def _gather_rows(state: int, batch: int, serials: int) -> int:
     discounts, indices = word_at(after + 24), word_at(after + 32)
     oldest = max(added - get(state, ring.CAPACITY), 0)
     size, number = added - oldest, get(state, ring.COUNTER) if serials == 0 else 0
-    begin, i = number, 0
+    begin = number
+    i: Any = np.int64(0)  # and not 0, for whose literal type helpers would be compiled once more
     for k in range(number, number + min(TILE, batch)):
         _fetch_row(plan, _serial(state, serials, k, oldest, size))
     while i < batch:
         length = min(TILE, batch - i)
         for k in range(number + length, number + length + min(TILE, batch - i - length)):
             _fetch_row(plan, _serial(state, serials, k, oldest, size))
-        count = 0
+        count: Any = np.int64(0)
         for k in range(number, number + length):
             serial = _serial(state, serials, k, oldest, size)
             slot = serial - plan[7]
@@ -227,45 +242,40 @@ def _gather_rows(state: int, batch: int, serials: int) -> int:
     return number - begin
 
 
-@kernel
-def sample(state: int, objects: int, batch: int) -> int:
-    """Draws `batch` rows uniformly, with replacement, among those that are no fillers.
+@inline
+def read_outputs(state: int, objects: Any, batch: int) -> int:
+    """Fills the output table from a tuple of arrays of so many rows; see `sample`."""
+    at, known = object_address(objects), get(state, ring.TRUTHS)
+    if at == get(known, NONE):
+        return FINE
+    described, count, out = get(state, ring.OUTPUTS), get(state, ring.OUTPUT_COUNT), get(state, ring.OUTPUT_TABLE)
+    return read(described, count, at + ITEMS, batch, out, known)
+
+
+@door(types.int64, OBJECT, types.int64, types.int64)
+def sample(state: int, objects: Any, batch: int, serials: int) -> int:
+    """Draws `batch` rows uniformly, with replacement, among those that are no fillers; or gathers the rows of a list.
 
     Args:
         state: Address of the ring's state.
-        objects: Address of a tuple of numpy arrays: observations, actions and extra fields, next observations, rewards,
-            terminated, truncated, discounts, indices. 0: their addresses are in the state's output table already.
+        objects: A tuple of numpy arrays: observations, actions and extra fields, next observations, rewards,
+            terminated, truncated, discounts, indices. None: their addresses are in the state's output table already.
         batch: Rows of each.
+        serials: Address of `batch` serial numbers, all of them stored; fillers come as they are. 0: rows are drawn.
 
     Returns:
         -1; -2 where there is nothing to draw; or the number of an item that is not a plain array of the right type and
         shape.
     """
-    out = get(state, ring.OUTPUT_TABLE)
-    if objects != 0:
-        item = read(
-            get(state, ring.OUTPUTS), get(state, ring.OUTPUT_COUNT), objects, batch, out, get(state, ring.TRUTHS)
-        )
-        if item >= 0:
-            return item
-    if min(get(state, ring.ADDED), get(state, ring.CAPACITY)) == get(state, ring.FILLERS):
+    item = read_outputs(state, objects, batch)
+    if item >= 0:
+        return item
+    draws = serials == 0
+    if draws and min(get(state, ring.ADDED), get(state, ring.CAPACITY)) == get(state, ring.FILLERS):
         return EMPTY
-    counter = get(state, ring.COUNTER)
-    put(state, ring.COUNTER, counter + _gather_rows(state, batch, 0))
-    return FINE
-
-
-@kernel
-def gather(state: int, objects: int, batch: int, serials: int) -> int:
-    """The same for the `batch` serial numbers at address `serials`, all of them stored; fillers come as they are."""
-    out = get(state, ring.OUTPUT_TABLE)
-    if objects != 0:
-        item = read(
-            get(state, ring.OUTPUTS), get(state, ring.OUTPUT_COUNT), objects, batch, out, get(state, ring.TRUTHS)
-        )
-        if item >= 0:
-            return item
-    _gather_rows(state, batch, serials)
+    seen = gather_rows(state, batch, serials)
+    if draws:
+        put(state, ring.COUNTER, get(state, ring.COUNTER) + seen)
     return FINE
 
 

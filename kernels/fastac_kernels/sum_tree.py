@@ -156,7 +156,7 @@ def recompute_touched(tree: int, count: int) -> None:
     for level in range(levels):
         row = tree + ROWS + ROW * level
         marks = load(row + MARKS, 0)
-        parents = 0
+        parents: Any = np.int64(0)
         for i in range(count):
             node = load(touched + 8 * i, 0)
             _recompute(row, node, level > 0)
@@ -176,7 +176,8 @@ def set_leaves_at(tree: int, leaves: int, values: int, n: int) -> None:
         values: Address of n float64, >= 0 and finite.
         n: How many.
     """
-    base, count = leaves_of(tree), 0
+    base = leaves_of(tree)
+    count: Any = np.int64(0)
     for i in range(n):
         leaf = load(leaves + 8 * i, 0)
         store(base + 8 * leaf, load(values + 8 * i, 0.0))

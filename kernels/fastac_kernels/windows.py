@@ -17,22 +17,22 @@ take O(1) however many rows there are.
 from typing import Any
 
 import numpy as np
+from numba import types
 from numpy.typing import NDArray
 
 from fastac_kernels import ring
-from fastac_kernels._jit import inline, kernel
+from fastac_kernels._jit import door, inline, kernel
 from fastac_kernels.memory import address_of
-from fastac_kernels.objects import read
-from fastac_kernels.pointers import copy, load, prefetch, store
+from fastac_kernels.objects import ITEMS, NONE, OBJECT, object_address, read
+from fastac_kernels.pointers import copy, get, load, prefetch_far, put, store
 from fastac_kernels.priorities import KNOWN, LEAVES, NEW_LEAF, TREE, weigh
-from fastac_kernels.ring import get, put
 from fastac_kernels.sampling import random_below
 from fastac_kernels.sum_tree import SHIFT, draw, leaves_of, recompute_touched, touch
 
 # The words of an index: steps that it has seen, the queue's ends (counted over its life), the rest fixed.
 SEEN, HEAD, TAIL, LENGTH, LEAST, MODE, BURN_IN, QUEUE, QUEUE_SIZE, RUNS, INDEX_SIZE = range(11)
 WHOLE, PADDED, ACROSS = range(3)
-AHEAD = 16  # rows between a prefetch and its copy
+AHEAD = 32  # rows between a prefetch and its copy
 LINES = 4  # cache lines of a row asked for in advance
 
 
@@ -81,7 +81,8 @@ def index_rows(state: int, index: int, priorities: int) -> None:
         get(state, ring.ADDED),
         get(index, RUNS),
     )
-    tree, oldest, touched = (get(priorities, TREE) if priorities != 0 else 0), max(added - capacity, 0), 0
+    tree, oldest = (get(priorities, TREE) if priorities != 0 else 0), max(added - capacity, 0)
+    touched: Any = np.int64(0)
     leaf = load(priorities + 8 * NEW_LEAF, 0.0) if priorities != 0 else 0.0
     head, tail, mode, least = get(index, HEAD), get(index, TAIL), get(index, MODE), get(index, LEAST)
     while head < tail and load(_in_queue(index, head), np.int64(0)) < oldest:
@@ -191,9 +192,9 @@ def _ask_for(state: int, slot: int) -> None:
     row = get(state, ring.ROW)
     here = get(state, ring.ROWS) + slot * row
     for i in range(0, min(row, LINES * 64), 64):
-        prefetch(here + i)
+        prefetch_far(here + i)
     if row > LINES * 64:
-        prefetch(here + get(state, ring.REWARD_AT))
+        prefetch_far(here + get(state, ring.REWARD_AT))
 
 
 @inline
@@ -250,9 +251,9 @@ def _copy_window(
         i += batch
 
 
-@kernel
+@door(types.int64, types.int64, OBJECT, types.int64[::1], *[types.boolean[:, ::1]] * 3)
 def gather_windows(
-    state: int, index: int, objects: int, starts: NDArray[np.int64],
+    state: int, index: int, objects: Any, starts: NDArray[np.int64],
     is_first: NDArray[np.bool_], mask: NDArray[np.bool_], loss_mask: NDArray[np.bool_],
 ) -> int:  # fmt: skip
     """Copies windows, time-major: row k of window b is number k * B + b of each output. All arrays are C-contiguous.
@@ -263,8 +264,8 @@ def gather_windows(
     Args:
         state: Address of the ring's state.
         index: Address of the index.
-        objects: Address of a tuple of numpy arrays with L * B rows each: observations, actions and extra fields, next
-            observations, rewards, terminated, truncated. 0: their addresses are in the state's output table already.
+        objects: A tuple of numpy arrays with L * B rows each: observations, actions and extra fields, next
+            observations, rewards, terminated, truncated. None: their addresses are in the state's output table already.
         starts: `(B,)`, the serial numbers of the windows' first rows.
         is_first: Output, `(L, B)`: a row with which a run begins.
         mask: Output, `(L, B)`: neither filler nor padding.
@@ -274,9 +275,10 @@ def gather_windows(
         -1, or the number of an item of the tuple that is not a plain array of the right type and shape.
     """
     batch, length, out = starts.size, get(index, LENGTH), get(state, ring.OUTPUT_TABLE)
-    if objects != 0:
+    at, known = object_address(objects), get(state, ring.TRUTHS)
+    if at != get(known, NONE):
         count = get(state, ring.OUTPUT_COUNT) - 2  # without discounts and indices
-        item = read(get(state, ring.OUTPUTS), count, objects, batch * length, out, get(state, ring.TRUTHS))
+        item = read(get(state, ring.OUTPUTS), count, at + ITEMS, batch * length, out, known)
         if item >= 0:
             return item
     envs, slots = get(state, ring.ENVS), get(state, ring.SLOTS)

@@ -401,10 +401,11 @@ def test_readonly_strided_and_integer_arguments() -> None:
 
 def test_the_same_where_objects_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other interpreters: addresses are asked of numpy."""
-    buffer, other = filled(np.arange(1.0, 41.0), seed=2), filled(np.arange(1.0, 41.0), seed=2)
+    buffer = filled(np.arange(1.0, 41.0), seed=2)
     wanted = buffer.sample(16)
     monkeypatch.setattr("fastac.buffers.prioritized.READABLE", False)
-    monkeypatch.setattr("fastac.buffers.replay.READABLE", False)
+    monkeypatch.setattr("fastac.buffers.replay_ring.READABLE", False)
+    other = filled(np.arange(1.0, 41.0), seed=2)
     for x, y in zip(wanted[:-1], other.sample(16)[:-1], strict=True):
         np.testing.assert_array_equal(x, y)
     add(other, 1)

@@ -4,7 +4,6 @@ import copy
 import itertools
 import pickle
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -421,27 +420,6 @@ def test_staged_windows_are_those_of_direct_sampling():
     with Staging(staged, 8) as batches:
         for _ in range(20):
             same(next(batches), direct.sample(8))
-
-
-def test_sampling_does_not_slow_down_with_the_number_of_rows():
-    """Row B11: a hundred times the rows, which fit no cache, and less than five times the time."""
-    times = {}
-    for rows in (10_000, 1_000_000):
-        example = {"observations": np.zeros(1, np.float32), "actions": np.int8(0)}
-        buffer = SequenceReplayBuffer.from_example(rows, example, num_envs=1000, length=10, windows="padded")
-        observations, actions, rewards = np.zeros((1000, 1), np.float32), np.zeros(1000, np.int8), np.zeros(1000)
-        ends = np.random.default_rng(0).random((20, 1000)) < 0.02
-        for t in range(rows // 1000 + 5):
-            buffer.add(observations, actions, rewards, observations, ends[t % 20], ends[(t + 7) % 20])
-        batch = buffer.sample(32)
-        took = []
-        for _ in range(15):
-            start = time.thread_time()
-            for _ in range(20):
-                buffer.sample(32, out=batch)
-            took.append(time.thread_time() - start)
-        times[rows] = min(took)
-    assert times[1_000_000] < 5 * times[10_000]
 
 
 def test_wrong_use_is_named():

@@ -101,7 +101,7 @@ import sys
 sys.path[:0] = [{tests!r}, {buffers!r}]
 import numpy as np
 from pathlib import Path
-from test_replay_storage import made, fill
+from test_replay_saving import made, fill
 buffer = made(3, Path(sys.argv[1]))
 rng = np.random.default_rng(0)
 current = [None] * 3
