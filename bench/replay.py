@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench import record, replay_memory, timing
+from bench.replay_calls import Calls, NotOfferedError, batch_sizes, drawn, frames, going_on
 from bench.replay_cases import (
     ACTION,
     ALPHA,
@@ -30,7 +31,7 @@ from bench.replay_cases import (
     make_steps,
 )
 from bench.replay_limits import limits
-from bench.replay_peers import PEERS, Calls, NotOfferedError, batch_sizes, drawn, frames, going_on
+from bench.replay_peers import PEERS
 
 FIELDS = ("observations", "actions", "rewards", "next_observations", "terminated")
 CHECKED = 8  # batches of each that are held against what was added

@@ -9,8 +9,9 @@ import tracemalloc
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bench.replay_array_peers import sb3_frames, tianshou_frames
 from bench.replay_cases import FRAME_SHAPE, Setting
-from bench.replay_peers import cpprb_frames, sb3_frames, tianshou_frames
+from bench.replay_compiled_peers import cpprb_frames
 
 SETTING = Setting("frames", 1, 4_000, {})
 LEAST = FRAME_SHAPE[0] * FRAME_SHAPE[1] + 1 + 4 + 1  # a frame, one of 18 actions, a float32 reward, two flags

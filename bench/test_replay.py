@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from bench import replay
+from bench.replay_calls import NotOfferedError
 from bench.replay_cases import SETTINGS, SMALLEST, Setting
 from bench.replay_limits import limits
-from bench.replay_peers import PEERS, NotOfferedError
+from bench.replay_peers import PEERS
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
