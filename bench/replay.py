@@ -8,6 +8,7 @@ are held against what was added first.
 import gc
 import importlib
 import itertools
+import resource
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -206,6 +207,8 @@ def main(seconds: float) -> None:
     memory = replay_memory.measure(absent)
     for name, size in memory["bytes_per_transition"].items():
         print(f"stacked frames, bytes a transition: {name} {size:,.0f}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+    print(f"the benchmark's own peak: {peak / 2**30:.1f} GiB")
     record.write(
         record.RESULTS / "replay.json",
         {
@@ -216,5 +219,6 @@ def main(seconds: float) -> None:
             "missing": absent,
             "results": results,
             "memory": memory,
+            "peak_bytes": peak,
         },
     )
