@@ -9,6 +9,8 @@ Every algorithm of tianshou gets its advantages from `Algorithm.compute_episodic
 `Algorithm.compute_nstep_return`. Ours give the same numbers from the same arguments, with two differences: what a
 terminated row must not read is not read, where tianshou's multiplies it by 0 (so that a NaN there spreads); and n-step
 targets take no copy of all the buffer's flags.
+
+`PrioritizedReplayBuffer` and `PrioritizedVectorReplayBuffer` are tianshou's with seeded draws from our sum tree.
 """
 
 from __future__ import annotations
@@ -21,10 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastac
+from fastac.compat._tianshou_buffers import PrioritizedReplayBuffer, PrioritizedVectorReplayBuffer
 from fastac.compat._versions import check_version
 
-__all__ = ["compute_episodic_return", "compute_nstep_return", "returns"]
+__all__ = [
+    "PrioritizedReplayBuffer",
+    "PrioritizedVectorReplayBuffer",
+    "compute_episodic_return",
+    "compute_nstep_return",
+    "returns",
+]
 
+check_version("tianshou", tested=("2.0", "2.0"))
 Floats = NDArray[np.float64]
 
 
@@ -36,12 +46,10 @@ def returns() -> Iterator[None]:
     own back. What is replaced is an attribute of the class: all threads of the process see it.
 
     Raises:
-        ModuleNotFoundError: tianshou is not installed.
-        AttributeError: It has no such methods (before version 2).
+        AttributeError: tianshou has no such methods (before version 2).
     """
     from tianshou.algorithm import Algorithm
 
-    check_version("tianshou", tested=("2.0", "2.0"))
     ours = {function.__name__: staticmethod(function) for function in (compute_episodic_return, compute_nstep_return)}
     missing = [name for name in ours if name not in vars(Algorithm)]
     if missing:
