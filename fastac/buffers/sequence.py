@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import threading
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from fastac._arrays import positive_integer
 from fastac.buffers import fields
 from fastac.buffers.prioritized import PrioritizedReplayBuffer, not_negative
 from fastac.buffers.replay import ReplayBuffer
-from fastac.buffers.saving import ArchiveError, read_archive, write_archive
+from fastac.buffers.sequence_saving import SequenceSaving, Windows, buffer_class
 from fastac.buffers.window_memory import Arrays, Sequences, WindowMemory, moved
 from fastac_kernels import ring
 from fastac_kernels import windows as kernels
@@ -24,11 +23,10 @@ from fastac_kernels.objects import READABLE
 from fastac_kernels.priorities import KNOWN
 from fastac_kernels.windows import draw_prioritized, draw_starts, gather_windows, index_rows, not_a_start
 
-Windows = Literal["whole", "padded", "across"]
 _MODES = {"whole": kernels.WHOLE, "padded": kernels.PADDED, "across": kernels.ACROSS}
 
 
-class SequenceReplayBuffer:
+class SequenceReplayBuffer(SequenceSaving):
     """The last `capacity` transitions of `num_envs` environments, of which windows of `length` rows are drawn.
 
     A window is a stretch of consecutive rows of one environment. It never crosses the newest row, and rows that do not
@@ -106,7 +104,7 @@ class SequenceReplayBuffer:
     ):
         self._configure(capacity, length, windows, burn_in, num_envs)
         self._connect(
-            _buffer_class(alpha)(
+            buffer_class(alpha)(
                 capacity,
                 observation_space,
                 action_space,
@@ -153,114 +151,11 @@ class SequenceReplayBuffer:
         buffer = cls.__new__(cls)
         buffer._configure(capacity, length, windows, burn_in, num_envs)
         buffer._connect(
-            _buffer_class(alpha).from_example(
+            buffer_class(alpha).from_example(
                 capacity, example, num_envs=num_envs, seed=seed, storage=storage, **_prioritized(alpha, beta)
             )
         )
         return buffer
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything to one file, bit for bit, streamed: as `ReplayBuffer.save`."""
-        with self._lock:
-            replay = self._replay
-            rows = replay._saved_metadata() | {"counters": replay._counters()}
-            own = {"kind": type(self).__name__, "rows": rows["kind"], "options": self._options()}
-            write_archive(path, replay._saved_arrays(), rows | own)
-
-    def _options(self) -> dict[str, Any]:
-        return {"length": self.length, "windows": self.windows, "burn_in": self.burn_in}
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], storage: str | os.PathLike[str] | None = None) -> SequenceReplayBuffer:
-        """A buffer that goes on as the one that was saved would have.
-
-        Args:
-            path: What `save` has written.
-            storage: As in the constructor.
-
-        Returns:
-            The buffer.
-
-        Raises:
-            ArchiveError: The file is missing, damaged, cut short, of a newer version or of another kind.
-        """
-        made: list[ReplayBuffer] = []
-
-        def allocate(metadata: dict[str, Any], fields: Any) -> dict[str, NDArray[Any]]:
-            if metadata.get("kind") != cls.__name__:
-                raise ArchiveError(
-                    f"{path} holds a {metadata.get('kind')}, not a {cls.__name__}: load it as what it is"
-                )
-            rows = metadata | {"kind": metadata["rows"]}
-            kind = _buffer_class(None if rows["kind"] == ReplayBuffer.__name__ else 0.0)
-            made.append(kind._empty_like(rows, rows["counters"], storage))
-            return made[0]._room_for(fields)
-
-        metadata, arrays = read_archive(path, allocate)
-        made[0]._finish(metadata, arrays)
-        return _joined(cls, made[0], metadata["options"])
-
-    @classmethod
-    def open(
-        cls, folder: str | os.PathLike[str], *,
-        length: int, windows: Windows = "whole", burn_in: int = 0, prioritized: bool = False,
-    ) -> SequenceReplayBuffer:  # fmt: skip
-        """Opens memory-mapped storage again: as `ReplayBuffer.open`.
-
-        Args:
-            folder: What the constructor was given as `storage`.
-            length: As in the constructor; it may be another one than before.
-            windows: As in the constructor; it may be others than before.
-            burn_in: As in the constructor; it may be another one than before.
-            prioritized: Whether the constructor was given an `alpha`. Windows that begin where one began before keep
-                their priority, others get the largest.
-
-        Returns:
-            The buffer.
-
-        Raises:
-            StorageError: There is none, it is damaged, open elsewhere, or a newer version made it.
-            ValueError: An argument is out of range.
-        """
-        replay = _buffer_class(0.0 if prioritized else None).open(folder)
-        try:
-            buffer = _joined(cls, replay, {"length": length, "windows": windows, "burn_in": burn_in})
-        except BaseException:
-            replay.close()
-            raise
-        if isinstance(replay, PrioritizedReplayBuffer):
-            leaves = replay._tree.leaves
-            before, leaves[:] = leaves.copy(), 0.0
-            buffer._begin()
-            index_rows(replay._at, buffer._at, buffer._priorities)
-            known = (leaves > 0.0) & (before > 0.0)
-            leaves[known] = before[known]
-            replay._tree.recompute()
-        return buffer
-
-    def flush(self) -> None:
-        """As `ReplayBuffer.flush`."""
-        with self._lock:
-            self._replay.flush()
-
-    def close(self) -> None:
-        """As `ReplayBuffer.close`."""
-        with self._lock:
-            self._replay.close()
-
-    def state_dict(self) -> dict[str, int]:
-        """The generator's state, as `ReplayBuffer.state_dict`."""
-        return self._replay.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Sets the generator to what `state_dict` returned."""
-        with self._lock:
-            self._replay.load_state_dict(state)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """For pickle and deepcopy: the index is made anew from the rows."""
-        with self._lock:
-            return _joined, (type(self), copy.deepcopy(self._replay), self._options())
 
     def _configure(self, capacity: int, length: int, windows: Windows, burn_in: int, num_envs: int) -> None:
         self.num_envs = positive_integer("num_envs", num_envs)
@@ -489,17 +384,5 @@ class SequenceReplayBuffer:
             self._gather_windows(replay._at, self._at, None, starts, *masks)
 
 
-def _buffer_class(alpha: float | None) -> type[ReplayBuffer]:
-    return ReplayBuffer if alpha is None else PrioritizedReplayBuffer
-
-
 def _prioritized(alpha: float | None, beta: float) -> dict[str, Any]:
     return {} if alpha is None else {"alpha": alpha, "beta": beta}
-
-
-def _joined(kind: type[SequenceReplayBuffer], replay: ReplayBuffer, options: dict[str, Any]) -> SequenceReplayBuffer:
-    """Windows over rows that are there."""
-    buffer = kind.__new__(kind)
-    buffer._configure(replay.capacity, num_envs=replay.num_envs or 1, **options)
-    buffer._connect(replay)
-    return buffer
