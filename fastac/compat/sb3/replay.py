@@ -159,7 +159,7 @@ class ReplayBuffer(sb3.ReplayBuffer):
         example, rows = self._example, self.n_envs
         timeouts: Any = False
         if self.handle_timeout_termination:
-            timeouts = np.array([info.get("TimeLimit.truncated", False) for info in infos]).reshape(-1)
+            timeouts = [bool(info.get("TimeLimit.truncated", False)) for info in infos]
         terminated, truncated = ends_from_dones(_rows(done, _DONE, rows), _rows(timeouts, _DONE, rows))
         self.inner.add(
             _rows(obs, example["observations"], rows), _rows(action, example["actions"], rows),
@@ -310,13 +310,12 @@ def _rows(value: Any, example: Any, rows: int) -> Any:
     """`value` as one row of the example's kind for each environment, as assignment to a numpy array would take it."""
     if isinstance(example, dict):
         return {key: _rows(value[key], part, rows) for key, part in example.items()}
-    shape = (rows, *example.shape)
-    array = np.asarray(value)
-    if array.dtype != example.dtype:
-        array = array.astype(example.dtype)
+    array, shape = value, (rows, *example.shape)
+    if type(array) is not np.ndarray or array.dtype is not example.dtype:
+        array = np.asarray(array).astype(example.dtype)
     if array.shape != shape:
         array = array.reshape(shape) if array.size == rows * example.size else np.broadcast_to(array, shape)
-    return np.ascontiguousarray(array)
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
 def _repeated(example: Any, rows: int) -> Any:
