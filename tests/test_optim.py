@@ -296,3 +296,20 @@ def test_a_group_without_parameters_is_left_alone() -> None:
     optimizer.step()
     assert optimizer._compiled_groups() is not None
     torch.testing.assert_close(weight.data, torch.full((2,), 0.9))
+
+
+def test_moments_that_fade_become_zero() -> None:
+    """Numbers below the normal ones would stay for ever, at a tenth of the speed."""
+    weight = torch.nn.Parameter(torch.ones(40))
+    optimizer = Adam([weight])
+    weight.grad = torch.full((40,), 1e-3)
+    optimizer.step()
+    weight.grad.zero_()
+    for _ in range(1200):
+        optimizer.step()
+    moment = optimizer.state[weight]["exp_avg"]
+    assert (moment == 0).all()
+    assert (optimizer.state[weight]["exp_avg_sq"] > 1e-10).all()
+    weight.grad.fill_(float("nan"))
+    optimizer.step()
+    assert weight.isnan().all()

@@ -2,7 +2,7 @@
 
 After every environment step, on a batch from the replay buffer (their algorithm 1):
 
-1. Q follows r + gamma Q'(s', mu'(s')), by the squared error.
+1. Q follows r + gamma Q'(s', mu'(s')), by the squared error: `q_targets`, `fused_q_loss`.
 2. The actor takes a step up Q(s, mu(s)): the deterministic policy gradient (their equation 6; Silver et al. 2014).
 3. The target networks Q' and mu' follow Q and mu.
 
@@ -27,8 +27,10 @@ from fastac import graphs
 from fastac.buffers import Transitions
 from fastac.capturable import make_adam
 from fastac.experience import Episodes, Experience
+from fastac.fused_q import fused_q_loss
 from fastac.networks import Activation, make_tanh_actor
 from fastac.q_functions import Target, make_q_functions
+from fastac.q_losses import q_targets
 from fastac.run import Callback, Result, Run, RunError, check_options, torch_threads
 
 
@@ -205,12 +207,11 @@ class DDPG:
         """
         with torch.no_grad():
             actions = self.target_actor.network(batch.next_observations)
-            next_values = self.target.network.first(batch.next_observations, actions)
-            targets = batch.rewards + batch.discounts * torch.where(batch.terminated, 0.0, next_values)
-        q_values = self.q.first(batch.observations, batch.actions)
-        loss = (q_values - targets).square().mean()
+            next_q_values = self.target.network(batch.next_observations, actions)
+            targets = q_targets(batch.rewards, batch.discounts, batch.terminated, next_q_values)
+        loss, (q_values,) = fused_q_loss(self.q, batch.observations, batch.actions, targets, coef=1.0)
         self.q_optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.q_optimizer.step()
 
         policy_loss = self._no_policy_loss
@@ -218,7 +219,7 @@ class DDPG:
             policy_loss = self.update_policy(batch.observations)
             self.target.follow()
             self.target_actor.follow()
-        return torch.stack([loss.detach(), q_values.detach().mean(), policy_loss])
+        return torch.stack([loss.detach(), q_values.mean(), policy_loss])
 
     def update_policy(self, observations: Tensor) -> Tensor:
         """Takes one gradient step of the actor up Q(s, mu(s)) (equation 6); returns its loss."""

@@ -3,7 +3,8 @@
 DDPG with three changes against values that are too high. After every environment step, on a batch from the replay
 buffer (their algorithm 1):
 
-1. Clipped double Q-learning: both Q follow r + gamma min_k Q'_k(s', a~) (equation 10).
+1. Clipped double Q-learning: both Q follow r + gamma min_k Q'_k(s', a~) (equation 10), by the squared error:
+   `q_targets`, `fused_q_loss`.
 2. Target policy smoothing: a~ = mu'(s') + clip(N(0, policy_noise), +-noise_clip), in [-1, 1]^A (section 5.3).
 3. Delayed updates: every `policy_frequency` updates the actor takes a step up Q_1(s, mu(s)), and all targets follow.
 
@@ -27,8 +28,10 @@ from fastac.buffers import Transitions
 from fastac.buffers.transfer import sent
 from fastac.capturable import make_adam
 from fastac.experience import Episodes, Experience
+from fastac.fused_q import fused_q_loss
 from fastac.networks import Activation, make_tanh_actor
 from fastac.q_functions import Target, make_q_functions
+from fastac.q_losses import q_targets
 from fastac.run import Callback, Result, Run, RunError, check_options, torch_threads
 
 
@@ -144,23 +147,6 @@ PRESETS: dict[str, Config | dict[str, Config]] = {
 METRICS = ("losses/q_loss", "losses/q_values", "losses/policy_loss")
 
 
-def q_loss(q_values: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-    """Returns sum_k mean (Q_k - target)^2 (algorithm 1).
-
-    Args:
-        q_values: K of `(B,)`.
-        targets: `(B,)`; no gradient.
-
-    Example:
-        >>> q_loss((torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0])), torch.tensor([0.0, 0.0]))
-        tensor(2.5000)
-    """
-    total = torch.zeros((), dtype=targets.dtype, device=targets.device)
-    for values in q_values:
-        total = total + (values - targets).square().mean()
-    return total
-
-
 def smoothed(actions: Tensor, noise: Tensor, policy_noise: float, noise_clip: float) -> Tensor:
     """Returns clip(a + clip(policy_noise * noise, +-noise_clip), -1, 1) (section 5.3).
 
@@ -243,10 +229,9 @@ class TD3:
         with torch.no_grad():
             actions = self.target_actor.network(batch.next_observations)
             actions = smoothed(actions, noise, config.policy_noise, config.noise_clip)
-            next_values = self.target.network.minimum(batch.next_observations, actions)
-            targets = batch.rewards + batch.discounts * torch.where(batch.terminated, 0.0, next_values)
-        q_values = self.q(batch.observations, batch.actions)
-        loss = q_loss(q_values, targets)
+            next_q_values = self.target.network(batch.next_observations, actions)
+            targets = q_targets(batch.rewards, batch.discounts, batch.terminated, next_q_values)
+        loss, q_values = fused_q_loss(self.q, batch.observations, batch.actions, targets, coef=1.0)
         self.q_optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.q_optimizer.step()
@@ -256,7 +241,7 @@ class TD3:
             policy_loss = self.update_policy(batch.observations)
             self.target.follow()
             self.target_actor.follow()
-        return torch.stack([loss.detach(), q_values[0].detach().mean(), policy_loss])
+        return torch.stack([loss.detach(), q_values[0].mean(), policy_loss])
 
     def update_policy(self, observations: Tensor) -> Tensor:
         """Takes one gradient step of the actor up Q_1(s, mu(s)) (algorithm 1); returns its loss."""

@@ -16,6 +16,7 @@ from fastac_kernels._jit import kernel
 from fastac_kernels.memory import array_at
 
 FLOAT = np.float32(0)
+SMALLEST = np.float32(1.1754944e-38)  # normal
 
 
 @kernel
@@ -61,6 +62,9 @@ def adam_at(
             gi = g[i] * factor
             mi = m[i] + new1 * (gi - m[i])
             vi = keep2 * v[i] + new2 * gi * gi
+            # Units that stay off leave moments which halve for ever, and numbers below the normal ones are slow.
+            mi = FLOAT if abs(mi) < SMALLEST else mi
+            vi = FLOAT if abs(vi) < SMALLEST else vi
             g[i] = gi
             m[i] = mi
             v[i] = vi

@@ -10,9 +10,10 @@ import torch
 from replay_agents import AGENTS, MODULES, NO_ENTROPY, filled, rates, small
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastac import checkpoint, load
+from fastac import checkpoint, load, mlp
 from fastac.algorithms import resume
 from fastac.envs import EnvError
+from fastac.optim import Adam
 from fastac.run import RunError, torch_threads
 
 replay_agents.register()
@@ -269,3 +270,28 @@ def test_training_on_a_gpu(name):
     assert result.finished
     assert next(result.policy.actor.parameters()).is_cuda
     assert result.policy.act(np.zeros((3, 3))).shape == (3, 1)
+
+
+# The kernels
+
+
+@ALGORITHMS
+def test_a_hundred_updates_are_those_of_plain_torch(name, monkeypatch):
+    """The fused steps, the optimiser and the networks, against torch's modules one by one and its own Adam."""
+    agents = []
+    for kernels in (True, False):
+        if not kernels:
+            monkeypatch.setattr(mlp, "AVAILABLE", False)
+            monkeypatch.setattr(Adam, "_compiled_groups", lambda self: None)
+        agent = filled(name, hidden_sizes=(32, 32), policy_frequency=1)
+        for _ in range(100):
+            agent.update()
+        agents.append(agent)
+    ours, plain = agents
+    parameters = [
+        [*agent.actor.parameters(), *agent.q.parameters(), *agent.target.network.parameters()] for agent in agents
+    ]
+    for mine, other in zip(*parameters, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
+    if name == "sac":
+        torch.testing.assert_close(ours.log_alpha, plain.log_alpha, rtol=0, atol=1e-5)
