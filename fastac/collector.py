@@ -172,7 +172,7 @@ class Collector:
                 played[ended] += 1
                 ends[(played == self.num_episodes) & (ends == 0)] = t
         rows = slice(t)  # a growing buffer has room for more
-        self.global_step += int(buffer.mask[rows].sum())
+        self.global_step += int(np.count_nonzero(buffer.mask[rows]))
         if whole_episodes:
             buffer.mask[rows] &= np.arange(t)[:, None] < ends
         if self.reward_normalizer is not None:

@@ -203,7 +203,7 @@ class RolloutBuffer:
             raise ValueError("transitions: call observations_to_value first")
         shape = (self.num_steps, self.num_envs)
         rows = self.num_steps * self.num_envs
-        _, rewards, terminated, truncated, mask = (field.reshape(-1) for field in self._fields)
+        _, rewards, terminated, truncated, mask = self._fields
         # V(s_{t+1}) is the next row's value, and where a time limit cut the episode that of its final observation.
         next_values = values[self.num_envs : self.num_envs + rows].clone()
         if self._cut_rows:
@@ -257,14 +257,19 @@ class RolloutBuffer:
             num_minibatches: How many; fewer where there are fewer valid rows.
             generator: A CPU generator.
         """
-        valid = self.valid_rows()
-        order = valid[torch.randperm(len(valid), generator=generator).to(self.device)]
+        order = torch.randperm(int(np.count_nonzero(self.mask)), generator=generator).to(self.device)
+        order = order if self._all_valid() else self.valid_rows()[order]
         parts = [field.index_select(0, order).tensor_split(num_minibatches) for field in fields]
         for minibatch in zip(*parts, strict=True):
             if len(minibatch[0]):
                 yield minibatch
 
     def valid(self, *fields: Tensor) -> tuple[Tensor, ...]:
-        """Returns the valid rows of fields `(T * N, ...)`, in the order of time: `(B, ...)` each."""
+        """Returns the valid rows of fields `(T * N, ...)` in the order of time; the fields where all are valid."""
+        if self._all_valid():
+            return fields
         rows = self.valid_rows()
         return tuple(field.index_select(0, rows) for field in fields)
+
+    def _all_valid(self) -> bool:
+        return int(np.count_nonzero(self.mask)) == self.mask.size
