@@ -91,7 +91,9 @@ class Task:
         except (OSError, ValueError):
             return None
         wanted = json.loads(json.dumps(dataclasses.asdict(self.config)))
-        found = content.get("config", {})
+        # An option that the run's version did not have yet is at its default.
+        defaults = json.loads(json.dumps(dataclasses.asdict(type(self.config)())))
+        found = {**defaults, **content.get("config", {})}
         if content.get("algorithm") != self.algorithm or found != wanted:
             differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
             options = ", ".join(f"{name} {found.get(name)}, now {wanted.get(name)}" for name in differing)

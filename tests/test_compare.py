@@ -118,6 +118,17 @@ def test_a_folder_of_other_runs_is_not_touched(tmp_path, in_process, capsys):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_from_before_an_option_existed_has_its_default(tmp_path, in_process):
+    assert main(arguments(tmp_path)) == 0
+    for path in tmp_path.rglob("config.json"):
+        content = json.loads(path.read_text())
+        del content["config"]["device"]
+        path.write_text(json.dumps(content))
+    in_process.clear()
+    assert main(arguments(tmp_path)) == 0
+    assert in_process == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
