@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastac import bias_variance
-from fastac.episodes import Episodes
+from fastac.episodes import Episodes, Trajectory
 from fastac.prediction import Problem, make_problem
 from fastac.returns import discounted_returns, lambda_returns, n_step_returns
-from fastac.run import Callback, Result, Run, RunError, torch_threads
+from fastac.run import Callback, Result, Run, RunError, torch_device, torch_threads
 
 TRAINS_A_POLICY = False
 REPORT = "policy_evaluation"
@@ -77,6 +77,8 @@ class Config:
     """Visited states whose value is measured, where it cannot be computed."""
     num_rollouts: int = 200
     """Rollouts from each of those states."""
+    device: str = "cpu"
+    """Where the critics live: cpu, cuda, cuda:1, ..."""
     torch_threads: int = 1
     """Threads of torch on the CPU."""
 
@@ -187,6 +189,7 @@ class PolicyEvaluation:
     def __init__(self, config: Config):
         config.check()
         self.config = config
+        self.device = torch_device(config.device)
         self.problem: Problem = make_problem(
             config.env_id,
             config.policy,
@@ -211,22 +214,27 @@ class PolicyEvaluation:
         batches = self.problem.batches(self.config.num_batches, self.config.num_episodes)
         self.episode_returns = [float(episode.rewards.sum()) for batch in batches for episode in batch]
         self.episode_lengths = [len(episode.rewards) for batch in batches for episode in batch]
-        self.batches = self.problem.pack(batches)
-        self.continuations = self.problem.pack(self.problem.continuations(self.config.num_batches))
+        self.batches = self.packed(batches)
+        self.continuations = self.packed(self.problem.continuations(self.config.num_batches))
+
+    def packed(self, batches: list[list[Trajectory]]) -> Episodes:
+        """Returns the batches as the critics take them, on their device."""
+        return Episodes(*[x.to(self.device) for x in self.problem.pack(batches)])
 
     def evaluate(self, target: Target, run: Run) -> bool:
         """Fits V to one kind of label on every batch; False where the run was stopped on the way."""
         config, problem = self.config, self.problem
-        critics = problem.make_critics(config.num_batches)
-        states = problem.observations.expand(config.num_batches, *problem.observations.shape)
+        critics = problem.make_critics(config.num_batches).to(self.device)
+        observations = problem.observations.to(self.device)
+        states = observations.expand(config.num_batches, *observations.shape)
         found: dict[str, list[NDArray[np.float64]]] = {"fit": [], "labels": []}
         for step in fit(target, critics, self.batches, config):
             if run.stopped:
                 return False
             if step in config.gradient_steps:
                 fresh = labels(target, critics, self.continuations, config.gamma)
-                found["labels"].append(fresh.gather(1, self.continuations.first_rows).numpy())
-                found["fit"].append(critics(states).detach().numpy())
+                found["labels"].append(fresh.gather(1, self.continuations.first_rows).cpu().numpy())
+                found["fit"].append(critics(states).detach().cpu().numpy())
         if not all(np.isfinite(estimates).all() for estimates in found["fit"]):
             raise RunError(f"learning_rate: got {config.learning_rate}, with which the fit to {target.name} diverged")
         self.estimates[target.name] = {name: np.stack(estimates) for name, estimates in found.items()}
