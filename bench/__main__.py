@@ -51,6 +51,8 @@ def main() -> None:
     replayed.add_argument("--draw", action="store_true", help="run nothing; draw what is recorded")
     opened = commands.add_parser("doors", help="what each door changes in a training step of its library")
     opened.add_argument("--cleanrl", type=Path, default=None, metavar="PATH", help="a checkout of CleanRL")
+    on_gpu = commands.add_parser("gpu", help="all of it on a CUDA device, in under 8 minutes")
+    on_gpu.add_argument("--seconds", type=float, default=0.25, help="time spent on each figure")
     commands.add_parser("conformance", help="which episode boundaries the peers get right")
     report = commands.add_parser("report", help="write the README's tables and figure from the recorded results")
     report.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")
@@ -105,6 +107,10 @@ def run(arguments: argparse.Namespace) -> int:
         from bench import doors
 
         return doors.main(arguments.cleanrl and arguments.cleanrl.resolve())
+    elif arguments.command == "gpu":
+        from bench import gpu
+
+        return gpu.main(arguments.seconds)
     elif arguments.command == "conformance":
         from bench import conformance
 
