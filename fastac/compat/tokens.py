@@ -69,13 +69,14 @@ def gae(
         >>> gae(rewards, values, mask, 1.0, 1.0, whiten=False).returns
         array([[1., 1., 0., 0.]])
     """
-    rewards = move_rewards(token_level_rewards, response_mask)
+    valid = response_mask != 0
+    rewards = move_rewards(token_level_rewards, valid)
     last = rewards.new_zeros(len(rewards)) if hasattr(rewards, "new_zeros") else np.zeros(len(rewards), rewards.dtype)
     advantages, returns = fastac.gae(
-        rewards, values, last, mask=response_mask, gamma=float(gamma), gae_lambda=float(lam), batch_first=True
+        rewards, values, last, mask=valid, gamma=float(gamma), gae_lambda=float(lam), batch_first=True
     )
     if whiten is not False and whiten is not None:
-        advantages = fastac.normalize_advantages(advantages, response_mask if whiten is True else whiten)
+        advantages = fastac.normalize_advantages(advantages, valid if whiten is True else whiten)
     return fastac.GAE(advantages, returns)
 
 
@@ -105,10 +106,10 @@ def move_rewards(rewards: Any, mask: Any) -> Any:
         return _move_array(np.asarray(rewards), np.asarray(mask) != 0)
     import torch
 
-    valid = mask != 0
-    stray = rewards.detach().masked_fill(valid | rewards.isnan(), 0)
-    if rewards.device.type == "cpu" and not stray.any():
+    valid = mask if mask.dtype == torch.bool else mask != 0
+    if rewards.device.type == "cpu" and not (rewards != 0).logical_and_(~valid).any():
         return rewards
+    stray = rewards.detach().masked_fill(valid | rewards.isnan(), 0)
     places = torch.arange(rewards.shape[1], device=rewards.device).expand_as(rewards)
     # Column 0 of the sums is for what nobody earned.
     before = torch.where(valid, places + 1, 0).cummax(1).values
@@ -117,9 +118,9 @@ def move_rewards(rewards: Any, mask: Any) -> Any:
 
 
 def _move_array(rewards: Any, valid: Any) -> Any:
-    stray = np.where(valid | np.isnan(rewards), 0, rewards)
-    if not stray.any():
+    if not ((rewards != 0) & ~valid).any():
         return rewards
+    stray = np.where(valid | np.isnan(rewards), 0, rewards)
     length = rewards.shape[1]
     before = np.maximum.accumulate(np.where(valid, np.arange(1, length + 1), 0), axis=1)
     sums = np.zeros((len(rewards), length + 1), rewards.dtype)
