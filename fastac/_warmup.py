@@ -1,4 +1,4 @@
-"""Compile and cache the kernels of estimators and networks, so that no later process waits for the compiler."""
+"""Compile and cache the kernels of estimators, replay and networks, so that no later process waits for the compiler."""
 
 from __future__ import annotations
 
@@ -83,6 +83,34 @@ def _estimators() -> list[tuple[str, Callable[[], Any]]]:
     return calls
 
 
+def _replay() -> None:
+    """Every kernel of the replay buffers, by small buffers of each kind."""
+    from fastac.buffers.prioritized import PrioritizedReplayBuffer
+    from fastac.buffers.replay import ReplayBuffer
+    from fastac.buffers.sequence import SequenceReplayBuffer
+    from fastac_kernels.ring import grow_side, recover
+
+    example: dict[str, Any] = {"observations": np.zeros(2, np.float32), "actions": np.int64(0)}
+    uniform = ReplayBuffer.from_example(8, example)
+    prioritized = PrioritizedReplayBuffer.from_example(8, example)
+    windows = SequenceReplayBuffer.from_example(8, example, length=2)
+    chosen = SequenceReplayBuffer.from_example(8, example, length=2, alpha=0.6)
+    x, action, no = np.zeros((1, 2), np.float32), np.zeros(1, np.int64), np.zeros(1, np.bool_)
+    for _ in range(4):
+        for buffer in (uniform, prioritized, windows, chosen):
+            buffer.add(x, action, np.ones(1), x, no, no)
+    uniform.sample(2), uniform.sample(2, replace=False)
+    grow_side(uniform._at, uniform._counters()["side_size"])
+    recover(uniform._at)
+    for dtype in (np.float32, np.float64):
+        prioritized.update_priorities(prioritized.sample(2).indices, np.ones(2, dtype))
+    assert prioritized.total_priority > 0  # in a kernel of its own
+    prioritized._tree.set([0], [1.0])
+    prioritized._tree.draw(1, seed=0, counter=0)
+    windows.sample(2), windows.gather([0])
+    chosen.update_priorities(chosen.sample(2).indices, np.ones(2))
+
+
 def _networks() -> None:
     """Every kernel of networks: acting, the losses of both kinds of policy, the optimisers' steps, normalisation."""
     import torch
@@ -120,7 +148,7 @@ def _networks() -> None:
 
 
 def _calls() -> list[tuple[str, Callable[[], Any]]]:
-    calls = _estimators()
+    calls = [*_estimators(), ("replay", _replay)]
     if all(importlib.util.find_spec(name) for name in ("torch", "scipy")):
         calls.append(("networks", _networks))
     return calls
@@ -129,8 +157,8 @@ def _calls() -> list[tuple[str, Callable[[], Any]]]:
 def warmup(progress: Callable[[int, int, str], None] | None = None) -> int:
     """Compile kernels and keep the machine code in the cache folder.
 
-    Those of estimators and ratios for float32 and float64, and where torch and scipy are there those of acting, losses
-    and the optimiser's step. Replay's are compiled at its first use.
+    Those of estimators and ratios for float32 and float64, those of replay, and where torch and scipy are there those
+    of acting, losses and the optimiser's step.
 
     Args:
         progress: Called as `progress(done, total, name)` before each step and once at the end.

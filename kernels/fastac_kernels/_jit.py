@@ -91,7 +91,8 @@ def kernel(function: Function) -> Function:
 def inline(function: Function) -> Function:
     """Like `kernel`, for the short loops that kernels call once a row: always inlined, since a call costs 50 ns.
 
-    Python cannot enter it: the wrappers that it would need were a fifth of what kernels took to compile.
+    Python cannot enter it, nor a kernel whose name begins with an underscore: the wrappers that this would need were a
+    fifth of what kernels took to compile.
     """
     return _compiled(function, forceinline=True, cache=False)
 
@@ -165,8 +166,8 @@ def _compiled(function: Function, *, forceinline: bool, cache: bool) -> Function
         # Numba has the flags but no public options for them; set here, they leave other kernels of the process alone.
         def customize(flags: Any) -> Any:
             flags.noalias = True
-            if forceinline:
-                flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+            flags.no_cfunc_wrapper = True
+            flags.no_cpython_wrapper = forceinline or function.__name__.startswith("_")
             return flags
 
         dispatcher._compiler._customize_flags = customize
