@@ -53,7 +53,7 @@ def test_without_a_device_it_says_so_in_one_line() -> None:
 
 
 def test_a_part_that_fails_leaves_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory\nmore")
 
     for name in ("ours", "tokens", "loss", "against_peers"):
@@ -62,7 +62,6 @@ def test_a_part_that_fails_leaves_its_reason(monkeypatch: pytest.MonkeyPatch) ->
     result = gpu.run(CPU, seconds=0.002, tiny=True, backend=None)
     assert result["parts"]["loss"] == {"error": "RuntimeError: out of memory"}
     assert not errors(result["parts"]["replay"])
-    assert gpu_learners.run(CPU, (), 0.1, None) == []
     monkeypatch.setattr(gpu, "LIMIT", -1.0)
     assert "left out" in gpu.run(CPU, seconds=0.002, tiny=True, backend=None)["parts"]["replay"]["error"]
 
