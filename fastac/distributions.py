@@ -7,12 +7,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from fastac import _tanh_gaussian
-
-LOG_2 = math.log(2.0)
-LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+from fastac import tanh_gaussian
+from fastac.tanh_gaussian import LOG_SQRT_2PI, log_slope_of_tanh
 
 
 class Categorical:
@@ -191,11 +188,9 @@ class TanhGaussian:
 
         Exact where `log_prob` of the action alone is not: near the bounds many u round to one action.
         """
-        if self._outputs is not None and _tanh_gaussian.takes(self._outputs, noise):
-            return _tanh_gaussian.draw(self._outputs, noise, self._bounds)
-        u = self.mean + torch.exp(self.log_std) * noise
-        of_normal = -0.5 * noise.square() - self.log_std - LOG_SQRT_2PI
-        return torch.tanh(u), (of_normal - log_slope_of_tanh(u)).sum(-1)
+        if self._outputs is not None and tanh_gaussian.takes(self._outputs, noise):
+            return tanh_gaussian.draw(self._outputs, noise, self._bounds)
+        return tanh_gaussian.draw_in_torch(self.mean, self.log_std, noise)
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """Returns log pi(a), shape `(B,)`, of actions `(B, A)`.
@@ -213,16 +208,6 @@ class TanhGaussian:
     def mode(self) -> Tensor:
         """Returns tanh(mean), shape `(B, A)`: the median of each action, which is what acts without noise."""
         return torch.tanh(self.mean)
-
-
-def log_slope_of_tanh(u: Tensor) -> Tensor:
-    """Returns log(1 - tanh(u)^2), elementwise, finite for all finite u.
-
-    Example:
-        >>> log_slope_of_tanh(torch.tensor([0.0, 20.0]))
-        tensor([  0.0000, -38.6137])
-    """
-    return 2.0 * (LOG_2 - u - softplus(-2.0 * u))
 
 
 Distribution = Categorical | Gaussian

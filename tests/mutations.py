@@ -290,14 +290,14 @@ MUTATIONS = [
     # Off-policy
     Mutation(
         "tanh-without-its-slope",
-        "fastac/distributions.py",
+        "fastac/tanh_gaussian.py",
         "return torch.tanh(u), (of_normal - log_slope_of_tanh(u)).sum(-1)",
         "return torch.tanh(u), of_normal.sum(-1)",
         DISTRIBUTIONS,
     ),
     Mutation(
         "tanh-slope-that-underflows",
-        "fastac/distributions.py",
+        "fastac/tanh_gaussian.py",
         "return 2.0 * (LOG_2 - u - softplus(-2.0 * u))",
         "return torch.log(1.0 - torch.tanh(u).square())",
         DISTRIBUTIONS,

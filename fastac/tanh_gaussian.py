@@ -1,16 +1,41 @@
-"""The autograd node of a tanh-Gaussian's draws: from a network's outputs to actions and log pi in one call."""
+"""Draws of a tanh-Gaussian with their log pi, by torch, or from a network's outputs in one compiled node."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from fastac import mlp
 from fastac_kernels.tanh_gaussian import draw_at, draw_gradient_at
 
 Bounds = tuple[float, float]
+LOG_2, LOG_SQRT_2PI = math.log(2.0), 0.5 * math.log(2.0 * math.pi)
+
+
+def log_slope_of_tanh(u: Tensor) -> Tensor:
+    """Returns log(1 - tanh(u)^2), elementwise, finite for all finite u.
+
+    Example:
+        >>> log_slope_of_tanh(torch.tensor([0.0, 20.0]))
+        tensor([  0.0000, -38.6137])
+    """
+    return 2.0 * (LOG_2 - u - softplus(-2.0 * u))
+
+
+def draw_in_torch(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns a = tanh(mean + exp(log_std) noise) and log pi(a), reparameterised, as `TanhGaussian` says.
+
+    Example:
+        >>> draw_in_torch(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1, 1))
+        (tensor([[0.]]), tensor([-0.9189]))
+    """
+    u = mean + torch.exp(log_std) * noise
+    of_normal = -0.5 * noise.square() - log_std - LOG_SQRT_2PI
+    return torch.tanh(u), (of_normal - log_slope_of_tanh(u)).sum(-1)
 
 
 def takes(outputs: Tensor, noise: Tensor) -> bool:
@@ -83,10 +108,8 @@ _apply_node: Any = super(torch.autograd.Function, _Node).apply
 
 def _differentiable(outputs: Tensor, noise: Tensor, bounds: Bounds, gradients: tuple[Tensor, ...]) -> Tensor:
     """The same gradient by torch's operations, which can be differentiated again."""
-    from fastac.distributions import TanhGaussian
-
     with torch.enable_grad():
         mean, log_std = outputs.chunk(2, dim=-1)
-        drawn = TanhGaussian(mean, log_std.clamp(*bounds)).sample_and_log_prob(noise)
+        drawn = draw_in_torch(mean, log_std.clamp(*bounds), noise)
         (gradient,) = torch.autograd.grad(drawn, outputs, gradients, create_graph=True)
     return gradient
