@@ -2,6 +2,7 @@
 
 import copy
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -228,6 +229,47 @@ def test_other_models_are_refused() -> None:
         ours.prioritized(sb3.SAC)("MlpPolicy", "Pendulum-v1", replay_buffer_class=ours.ReplayBuffer)
 
 
+class Match(gymnasium.Env):
+    """One step: the action that fits the observation is worth 0, or 1 where there are two to choose from."""
+
+    def __init__(self, discrete):
+        self.observation_space = spaces.Box(-1.0, 1.0, (1,))
+        self.action_space = spaces.Discrete(2) if discrete else spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return self.state, {}
+
+    def step(self, action):
+        if isinstance(self.action_space, spaces.Discrete):
+            reward = float(action == int(self.state[0] > 0))
+        else:
+            reward = -float((action[0] - 0.8 * self.state[0]) ** 2)
+        return self.state, reward, True, False, {}
+
+
+@pytest.mark.parametrize(("algorithm", "steps"), [("DQN", 1200), ("SAC", 500), ("TD3", 500)])
+def test_it_learns_what_one_step_is_worth(algorithm: str, steps: int) -> None:
+    discrete = algorithm == "DQN"
+    options = {"learning_rate": 5e-3, "learning_starts": 50, "device": "cpu", "seed": 0, "buffer_size": 1000}
+    options |= {"target_update_interval": 50, "train_freq": 2} if discrete else {"batch_size": 64}
+    model = ours.prioritized(getattr(sb3, algorithm))(
+        "MlpPolicy",
+        Match(discrete),
+        policy_kwargs={"net_arch": [32]},
+        replay_buffer_kwargs={"epsilon": 1e-2},
+        **options,
+    )
+    model.learn(steps)
+    states = np.linspace(-0.9, 0.9, 20, dtype=np.float32)[:, None]
+    actions, _ = model.predict(states, deterministic=True)
+    if discrete:
+        assert (actions == (states[:, 0] > 0)).all()
+    else:
+        assert np.abs(actions - 0.8 * states).mean() < 0.15  # of no action at all 0.38
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
@@ -239,7 +281,7 @@ def test_other_models_are_refused() -> None:
              "target_update_interval": 10, "train_freq": 256, "gradient_steps": 128, "exploration_fraction": 0.16,
              "exploration_final_eps": 0.04},
         ),
-        ("SAC", 6_000, -250.0, {"learning_rate": 1e-3, "buffer_size": 20_000}),
+        ("SAC", 20_000, -250.0, {"learning_rate": 1e-3, "buffer_size": 20_000}),
         ("TD3", 8_000, -300.0, {"learning_rate": 1e-3, "buffer_size": 20_000}),
     ],
 )  # fmt: skip
