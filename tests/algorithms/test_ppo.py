@@ -214,10 +214,13 @@ def test_before_the_first_step_the_ratio_is_one(env_id, normalize):
     """Row A3: the stored observation is the one the policy saw, so the log-probabilities are those of the draw."""
     config = small(env_id, normalize_observations=normalize, num_minibatches=4)
     agent = ppo.PPO(config)
-    sample, seen = agent.collector.acting.sample, []
-    agent.collector.acting.sample = lambda observations, noise: (
-        seen.append(observations.copy()) or sample(observations, noise)
-    )
+    sampler, seen = agent.collector.acting.sampler, []
+
+    def watched():
+        sample = sampler()
+        return lambda observations, noise: seen.append(observations.copy()) or sample(observations, noise)
+
+    agent.collector.acting.sampler = watched
     agent.collector.collect()
     agent.estimate()
     assert np.array_equal(agent.buffer.observations, np.stack(seen))
