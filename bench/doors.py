@@ -94,9 +94,9 @@ def page(result: dict[str, Any]) -> str:
         )
     versions: dict[str, str] = {}
     for row in result["rows"]:
-        versions |= {name: version for name, version in row["versions"].items() if version}
+        versions |= {name: version for name, version in row["versions"].items() if version and name != "torch"}
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
-    notes = "".join(f" {row['door']}: {row['note']}." for row in result["rows"] if row["note"])
+    notes = "".join(dict.fromkeys(f" {row['door']}: {row['note']}." for row in result["rows"] if row["note"]))
     absent = "".join(f" Missing: {reason}." for reason in result["missing"].values())
     machine = result["machine"]
     return (
