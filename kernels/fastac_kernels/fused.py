@@ -1,7 +1,8 @@
 """All of a policy gradient step but the optimiser's: actor and critic forward, the loss, and both backward.
 
-Nothing leaves the cache in between, and nothing but the gradients is kept. The equations are those of `mlp` and
-`heads`.
+    outputs = actor(x), values = critic(x); loss and its gradient in both; dW = dz^T x, db = sum dz, dx = dz W
+
+Nothing leaves the cache in between, and nothing but the gradients is kept. Each equation stands in `mlp` or `heads`.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """The three big steps of off-policy actor-critic, each from a batch to its result in one call.
 
-    targets: a' ~ pi(. | s'), then y of `q_losses`, by the target networks
+    targets: a' ~ pi(. | s'), then y = r + discount (1 - terminated) (min_k Q'_k(s', a') - alpha log pi(a' | s'))
     critics: Q_k(s, a) forward, the loss against y, and backward to the parameters, one network after the other
     actor:   a ~ pi(. | s), Q_k(s, a) forward, the loss, back through the critics to a, and on to the actor's parameters
 

@@ -1,6 +1,7 @@
 """`python -m bench gpu`, at tiny sizes on the CPU: so that it does not fail on its first day with a device."""
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -47,7 +48,8 @@ def test_without_a_device_it_says_so_in_one_line() -> None:
         pytest.skip("there is a CUDA device")
     command = [sys.executable, "-c", "import sys; sys.modules['gymnasium'] = None\n"
                "sys.argv = ['bench', 'gpu']; import runpy; runpy.run_module('bench', run_name='__main__')"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=None)
+    found = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": found})
     assert done.returncode == 2
     assert done.stderr == "gpu: there is no CUDA device that PyTorch can use: nothing was measured\n"
 

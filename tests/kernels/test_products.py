@@ -16,7 +16,7 @@ BLAS = (0, _blas.sgemm())
 
 
 @kernel
-def _products(blas: int, x: Any, w: Any, dz: Any, y: Any, dw: Any, dx: Any) -> None:
+def all_products(blas: int, x: Any, w: Any, dz: Any, y: Any, dw: Any, dx: Any) -> None:
     times_transposed(blas, x, w, y)
     transposed_times(blas, dz, x, dw)
     times(blas, dz, w, dx)
@@ -28,7 +28,7 @@ def matrix(rows: int, columns: int, seed: int) -> Any:
 
 def products(blas: int, x: Any, w: Any, dz: Any) -> list[Any]:
     out = [np.empty((len(x), len(w)), np.float32), np.empty_like(w), np.empty_like(x)]
-    _products(blas, x, w, dz, *out)
+    all_products(blas, x, w, dz, *out)
     return out
 
 
