@@ -210,30 +210,9 @@ def overhead(results: Results) -> str:
 
 def training(results: Results) -> str:
     result = need(results, "training")
-    if "results" in result:
-        from bench import report_training
+    from bench import report_training
 
-        return report_training.page(result)
-    speeds = result["steps_per_cpu_second"]
-    rows = [
-        [
-            TITLES.get(name, name),
-            f"{speed['median']:,.0f}",
-            f"{min(speed['rounds']):,.0f} to {max(speed['rounds']):,.0f}",
-        ]
-        for name, speed in speeds.items()
-    ]
-    lead = (
-        f"PPO on {result['env_id']}, CleanRL's hyperparameters, both libraries in turn, one core: "
-        f"fastac makes **{result['ratio']:.2f} times** SB3's steps per CPU-second."
-    )
-    return "\n\n".join(
-        [
-            lead,
-            table(["", "steps per CPU-second", "rounds"], rows),
-            footnote(result, "torch gymnasium stable-baselines3"),
-        ]
-    )
+    return report_training.page(result)
 
 
 def learning(results: Results) -> str:
