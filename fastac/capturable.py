@@ -1,62 +1,36 @@
-"""Adam for parameters on CUDA, with nothing in its step that a CUDA graph could not hold."""
+"""Adam and RMSprop for parameters on CUDA, with nothing in their steps that a CUDA graph could not hold."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fastac.optim import Adam
+from fastac.optim import Adam, RMSprop
 
-__all__ = ["CapturableAdam", "make_adam"]
+__all__ = ["CapturableAdam", "CapturableRMSprop", "make_adam", "make_rmsprop"]
 
 
-class CapturableAdam(torch.optim.Adam):
-    """`fastac.optim.Adam` on CUDA: the same arguments and state; step count and step size are on the device.
+class _Capturable(torch.optim.Optimizer):
+    """What the two share: where step counts and sizes are kept, and the bound on the gradient's norm."""
 
-    The step size stays a float in `param_groups`, to be changed as ever; `prepare` brings it to the device, and `step`
-    does so itself unless it is being captured. Torch's fused kernel takes the step.
+    HERE: ClassVar[dict[str, Any]]  # torch's options for the step on CUDA
+    ELSEWHERE: ClassVar[dict[str, Any]]  # those of the optimiser for the CPU
 
-    Args:
-        params: As for `torch.optim.Adam`.
-        lr: Step size.
-        betas: Decay of the two moments.
-        eps: Added to the square root.
-        max_grad_norm: Bound on the Euclidean norm of the whole gradient; None for none.
-
-    Example:
-        >>> weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
-        >>> optimizer = CapturableAdam([weight], lr=0.1, max_grad_norm=0.5)
-        >>> weight.square().sum().backward()
-        >>> optimizer.step()
-        >>> weight.data
-        tensor([0.9000, 1.9000])
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        *,
-        max_grad_norm: float | None = None,
-    ):
+    def _start(self, max_grad_norm: float | None) -> None:
         if max_grad_norm is not None and not max_grad_norm > 0.0:
             raise ValueError(f"max_grad_norm: got {max_grad_norm}, expected a number above 0, or None")
         self.max_grad_norm = max_grad_norm
         self._norm: float | Tensor = math.nan
         self._rates: list[tuple[float, Tensor]] = []
-        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
-        self._mark()
 
     def _mark(self) -> None:
         """Says of each group what torch asks while a graph is captured."""
         for group in self.param_groups:
-            group["fused"], group["capturable"] = True, group["params"][0].is_cuda
+            group.update(self.HERE, capturable=group["params"][0].is_cuda)
 
     @property
     def grad_norm(self) -> float:
@@ -95,10 +69,10 @@ class CapturableAdam(torch.optim.Adam):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what `fastac.optim.Adam` returns: either loads the other's."""
+        """Returns what the optimiser for the CPU returns: either loads the other's."""
         state = super().state_dict()
         for group in state["param_groups"]:
-            group["fused"], group["capturable"] = None, False
+            group.update(self.ELSEWHERE, capturable=False)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -107,6 +81,81 @@ class CapturableAdam(torch.optim.Adam):
         self._mark()
         for p, state in self.state.items():
             state["step"] = state["step"].to(device=p.device, dtype=torch.float32)
+
+
+class CapturableAdam(_Capturable, torch.optim.Adam):
+    """`fastac.optim.Adam` on CUDA: the same arguments and state; step count and step size are on the device.
+
+    The step size stays a float in `param_groups`, to be changed as ever; `prepare` brings it to the device, and `step`
+    does so itself unless it is being captured. Torch's fused kernel takes the step.
+
+    Args:
+        params: As for `torch.optim.Adam`.
+        lr: Step size.
+        betas: Decay of the two moments.
+        eps: Added to the square root.
+        max_grad_norm: Bound on the Euclidean norm of the whole gradient; None for none.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = CapturableAdam([weight], lr=0.1, max_grad_norm=0.5)
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+        >>> weight.data
+        tensor([0.9000, 1.9000])
+    """
+
+    HERE: ClassVar[dict[str, Any]] = {"fused": True}
+    ELSEWHERE: ClassVar[dict[str, Any]] = {"fused": None}
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        *,
+        max_grad_norm: float | None = None,
+    ):
+        self._start(max_grad_norm)
+        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
+        self._mark()
+
+
+class CapturableRMSprop(_Capturable, torch.optim.RMSprop):
+    """`fastac.optim.RMSprop` on CUDA, as `CapturableAdam` is Adam; torch's operations on lists take the step.
+
+    Args:
+        params: As for `torch.optim.RMSprop`.
+        lr: Step size.
+        alpha: Decay of the mean square.
+        eps: Added to the square root.
+        max_grad_norm: Bound on the Euclidean norm of the whole gradient; None for none.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = CapturableRMSprop([weight], lr=0.05)
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+        >>> weight.data
+        tensor([0.5000, 1.5000])
+    """
+
+    HERE: ClassVar[dict[str, Any]] = {"foreach": True}
+    ELSEWHERE: ClassVar[dict[str, Any]] = {"foreach": False}
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        *,
+        max_grad_norm: float | None = None,
+    ):
+        self._start(max_grad_norm)
+        super().__init__(params, lr=lr, alpha=alpha, eps=eps, foreach=True)
+        self._mark()
 
 
 def make_adam(params: Iterable[Any], **options: Any) -> Adam | CapturableAdam:
@@ -123,3 +172,19 @@ def make_adam(params: Iterable[Any], **options: Any) -> Adam | CapturableAdam:
     parameters = list(params)
     on_cuda = any(p.is_cuda for p in parameters)
     return CapturableAdam(parameters, **options) if on_cuda else Adam(parameters, **options)
+
+
+def make_rmsprop(params: Iterable[Any], **options: Any) -> RMSprop | CapturableRMSprop:
+    """Returns the RMSprop that fits where the parameters are, as `make_adam` does.
+
+    Args:
+        params: Tensors, all on one device.
+        options: `lr`, `alpha`, `eps`, `max_grad_norm`.
+
+    Example:
+        >>> type(make_rmsprop([torch.nn.Parameter(torch.zeros(1))], lr=0.1)).__name__
+        'RMSprop'
+    """
+    parameters = list(params)
+    on_cuda = any(p.is_cuda for p in parameters)
+    return CapturableRMSprop(parameters, **options) if on_cuda else RMSprop(parameters, **options)
