@@ -80,9 +80,13 @@ SETTINGS["cleanrl-unclipped"] = dataclasses.replace(
     SETTINGS["cleanrl"], source="CleanRL ppo.py defaults, --no-clip-vloss", clip_vloss=False
 )
 
-# For the trainers' speed only: more environments with minibatches as before, or 16 times as large; MuJoCo's.
+# For the trainers' speed only: more environments with minibatches as before, half (SB3's batch_size by default) or 16
+# times as large; MuJoCo's.
 CLEANRL_64 = dataclasses.replace(
     SETTINGS["cleanrl"], source="CleanRL ppo.py, --num-envs 64 --num-minibatches 64", num_envs=64, num_minibatches=64
+)
+CLEANRL_64_SMALL = dataclasses.replace(
+    SETTINGS["cleanrl"], source="CleanRL ppo.py, --num-envs 64 --num-minibatches 128", num_envs=64, num_minibatches=128
 )
 CLEANRL_64_LARGE = dataclasses.replace(SETTINGS["cleanrl"], source="CleanRL ppo.py, --num-envs 64", num_envs=64)
 CLEANRL_MUJOCO = Setting(
@@ -128,6 +132,22 @@ def sb3_envs(setting: Setting, seed: int) -> Any:
     return VecNormalize(envs, gamma=setting.gamma) if setting.normalize else envs
 
 
+def sb3_options(setting: Setting) -> dict[str, Any]:
+    """What SB3's PPO and SBX's name alike."""
+    return {
+        "learning_rate": linear(setting.learning_rate) if setting.anneal_lr else setting.learning_rate,
+        "n_steps": setting.num_steps,
+        "batch_size": setting.num_envs * setting.num_steps // setting.num_minibatches,
+        "n_epochs": setting.update_epochs,
+        "gamma": setting.gamma,
+        "gae_lambda": setting.gae_lambda,
+        "clip_range": linear(setting.clip_coef) if setting.anneal_clip else setting.clip_coef,
+        "ent_coef": setting.ent_coef,
+        "vf_coef": setting.value_mse_coef,
+        "max_grad_norm": setting.max_grad_norm,
+    }
+
+
 def sb3_model(setting: Setting, seed: int) -> Any:
     """SB3's PPO as its users build it: `make_vec_env`, `PPO("MlpPolicy", ...)`."""
     import torch
@@ -138,18 +158,9 @@ def sb3_model(setting: Setting, seed: int) -> Any:
     return PPO(
         "MlpPolicy",
         sb3_envs(setting, seed),
-        learning_rate=linear(setting.learning_rate) if setting.anneal_lr else setting.learning_rate,
-        n_steps=setting.num_steps,
-        batch_size=setting.num_envs * setting.num_steps // setting.num_minibatches,
-        n_epochs=setting.update_epochs,
-        gamma=setting.gamma,
-        gae_lambda=setting.gae_lambda,
-        clip_range=linear(setting.clip_coef) if setting.anneal_clip else setting.clip_coef,
+        **sb3_options(setting),
         clip_range_vf=setting.clip_coef if setting.clip_vloss else None,
         normalize_advantage=True,
-        ent_coef=setting.ent_coef,
-        vf_coef=setting.value_mse_coef,
-        max_grad_norm=setting.max_grad_norm,
         policy_kwargs={
             "net_arch": {"pi": width, "vf": width},
             "activation_fn": torch.nn.Tanh,

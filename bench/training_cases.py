@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from bench.ppo_settings import CLEANRL_64, CLEANRL_64_LARGE, CLEANRL_MUJOCO, MAPPING, SETTINGS, Setting
+from bench.ppo_settings import CLEANRL_64, CLEANRL_64_LARGE, CLEANRL_64_SMALL, CLEANRL_MUJOCO, MAPPING, SETTINGS, Setting
 
 ENDLESS = 10**9
 """Environment steps that nobody reaches: a run is stopped when enough is measured, and nothing anneals visibly."""
@@ -78,6 +78,7 @@ def ppo(name: str, title: str, setting: Setting, **options: Any) -> Case:
 CASES = (
     ppo("ppo-cartpole", "PPO, CartPole, 4 x 128", SETTINGS["cleanrl"]),
     ppo("ppo-cartpole-64", "PPO, CartPole, 64 x 128", CLEANRL_64, vectorized=True),
+    ppo("ppo-cartpole-64-small", "PPO, CartPole, 64 x 128, minibatches of 64", CLEANRL_64_SMALL, vectorized=True),
     ppo(
         "ppo-cartpole-64-large",
         "PPO, CartPole, 64 x 128, minibatches of 2,048",

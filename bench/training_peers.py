@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.ppo_settings import fastac_config, linear, sb3_envs, sb3_model
+from bench.ppo_settings import fastac_config, sb3_envs, sb3_model, sb3_options
 from bench.training_cases import ENDLESS, Case, fastac_a2c, fastac_sac
 
 Pace = Callable[[int], None]
@@ -80,16 +80,7 @@ def sbx(case: Case, seed: int, pace: Pace) -> object:
         model = PPO(
             "MlpPolicy",
             sb3_envs(setting, seed),
-            learning_rate=linear(setting.learning_rate) if setting.anneal_lr else setting.learning_rate,
-            n_steps=setting.num_steps,
-            batch_size=setting.num_envs * setting.num_steps // setting.num_minibatches,
-            n_epochs=setting.update_epochs,
-            gamma=setting.gamma,
-            gae_lambda=setting.gae_lambda,
-            clip_range=setting.clip_coef,
-            ent_coef=setting.ent_coef,
-            vf_coef=setting.value_mse_coef,
-            max_grad_norm=setting.max_grad_norm,
+            **sb3_options(setting),
             policy_kwargs={
                 "net_arch": list(setting.hidden_sizes),
                 "activation_fn": linen.tanh,
