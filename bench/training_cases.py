@@ -4,7 +4,15 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from bench.ppo_settings import CLEANRL_64, CLEANRL_64_LARGE, CLEANRL_64_SMALL, CLEANRL_MUJOCO, MAPPING, SETTINGS, Setting
+from bench.ppo_settings import (
+    CLEANRL_64,
+    CLEANRL_64_LARGE,
+    CLEANRL_64_SMALL,
+    CLEANRL_MUJOCO,
+    MAPPING,
+    SETTINGS,
+    Setting,
+)
 
 ENDLESS = 10**9
 """Environment steps that nobody reaches: a run is stopped when enough is measured, and nothing anneals visibly."""
