@@ -64,6 +64,35 @@ class Adding(Ring):
         finally:
             lock.release()
 
+    def _add_plain(
+        self, observations: Any, actions: Any, rewards: Any, next_observations: Any, terminated: Any, truncated: Any
+    ) -> bool:
+        """`add`, for callers who convert in their own way: False, and nothing was added, where that is needed.
+
+        Where not all are plain memory of the stored dtypes and shapes, where a side table has to grow, and where there
+        are extra fields.
+        """
+        known = self._layout.observations
+        if self._simple:
+            items = (self._state, observations, actions, next_observations, rewards, terminated, truncated, None)
+        elif self._layout.extra or not isinstance(known, dict):
+            return False
+        else:
+            items = (
+                self._state, *[observations[key] for key in known], actions, *[next_observations[key] for key in known],
+                rewards, terminated, truncated, None,
+            )  # fmt: skip
+        lock = self._lock
+        lock.acquire()
+        try:
+            if self._insert(items) != INSERTED:
+                return False
+            if self._mapped:
+                self._storage.commit(self._counters())
+        finally:
+            lock.release()
+        return True
+
     def _insert_converted(self, items: tuple[Any, ...]) -> None:
         """What is not plain memory, what is wrong, and a side table that has to grow."""
         rows = self.num_envs

@@ -86,6 +86,54 @@ def test_arrays_are_theirs(space, action_space, count) -> None:
             np.testing.assert_array_equal(mine, array, err_msg=name)
 
 
+@pytest.mark.parametrize("action_space", [ACTIONS["box"], ACTIONS["discrete"]], ids=["box", "discrete"])
+@pytest.mark.parametrize("space", [BOX, IMAGE, DICT], ids=["box", "image", "dict"])
+@pytest.mark.parametrize("envs", [1, 4])
+def test_what_a_model_adds_is_taken_as_it_is(space, action_space, envs, monkeypatch) -> None:
+    """Arrays of the stored dtypes are converted by nobody; the same as their conversions give, time limits included."""
+    if space is DICT:
+        space = spaces.Dict({"a": BOX, "b": IMAGE})
+    name = "DictReplayBuffer" if isinstance(space, spaces.Dict) else "ReplayBuffer"
+    plain, other = (
+        getattr(module, name)(12 * envs, space, action_space, "cpu", n_envs=envs) for module in (ours, theirs)
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(plain.inner, "add", None)
+        for step in steps(space, action_space, envs, 31):
+            other.add(*copy.deepcopy(step))
+            plain.add(*step)
+            for array in (*leaves(step[0]).values(), *leaves(step[1]).values(), *step[2:5]):
+                array[...] = 0  # what was added is a copy
+    for array in ARRAYS:
+        for key, wanted in leaves(getattr(other, array)).items():
+            np.testing.assert_array_equal(leaves(getattr(plain, array))[key], wanted, err_msg=array)
+
+
+def test_what_is_not_plain_is_converted_as_assignment_does() -> None:
+    (space, infos), envs = (spaces.Dict({"a": BOX, "b": IMAGE}), [{"TimeLimit.truncated": False}, {}]), 2
+    own, other = (module.DictReplayBuffer(24, space, ACTIONS["box"], "cpu", n_envs=envs) for module in (ours, theirs))
+    rng = np.random.default_rng(0)
+    for t in range(6):
+        a, b = rng.normal(size=(envs, 3)), rng.integers(0, 255, (envs, 3, 4, 4))
+        obs = (
+            {"a": a, "b": b, "nobody asked": 1}
+            if t % 2
+            else {"a": np.float32(a).T.copy().T, "b": np.uint8(b)[:, :, ::-1]}
+        )
+        done = np.array([t == 3, False], [np.float32, np.bool_][t % 2])
+        rewards, action = rng.normal(size=(envs, 1))[:, 0], rng.normal(size=(envs, 3))
+        for buffer in (own, other):
+            buffer.add(obs, obs, action, rewards, done, infos)
+    for array in ARRAYS:
+        for key, wanted in leaves(getattr(other, array)).items():
+            np.testing.assert_array_equal(leaves(getattr(own, array))[key], wanted, err_msg=array)
+    for wrong in ([], [{}] * 3):
+        for buffer in (own, other):
+            with pytest.raises(ValueError, match=r"broadcast|reshape"):
+                buffer.add(obs, obs, action, rewards, done, wrong)
+    assert own.pos == 6
+
+
 @pytest.mark.parametrize("action_space", ACTIONS.values(), ids=ACTIONS)
 @pytest.mark.parametrize("space", [BOX, IMAGE, spaces.Discrete(7), DICT], ids=["box", "image", "discrete", "dict"])
 @pytest.mark.parametrize("handle_timeout_termination", [True, False])

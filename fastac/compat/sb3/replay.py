@@ -92,6 +92,8 @@ class ReplayBuffer(sb3.ReplayBuffer):
         self.optimize_memory_usage = optimize_memory_usage
         self.handle_timeout_termination = handle_timeout_termination
         self.n_steps, self.gamma = n_steps, gamma
+        self._never = np.zeros(n_envs, np.bool_)
+        self._discrete = isinstance(action_space, spaces.Discrete)
 
     def _build(
         self, buffer_size: int, observation_space: Any, action_space: Any, n_envs: int, *, seed: int | None,
@@ -156,14 +158,26 @@ class ReplayBuffer(sb3.ReplayBuffer):
             done: `(N,)`: the transition ended the episode.
             infos: N dicts, whose `TimeLimit.truncated` says that a time limit did.
         """
-        example, rows = self._example, self.n_envs
-        timeouts: Any = False
+        rows = self.n_envs
+        terminated, truncated = done, self._never
         if self.handle_timeout_termination:
-            timeouts = [bool(info.get("TimeLimit.truncated", False)) for info in infos]
-        terminated, truncated = ends_from_dones(_rows(done, _DONE, rows), _rows(timeouts, _DONE, rows))
+            timeout = len(infos) != rows
+            for info in infos:
+                if info.get("TimeLimit.truncated"):
+                    timeout = True
+                    break
+            if timeout:
+                timeouts = [bool(info.get("TimeLimit.truncated", False)) for info in infos]
+                terminated, truncated = ends_from_dones(_rows(done, _DONE, rows), _rows(timeouts, _DONE, rows))
+        if self._discrete and type(action) is np.ndarray:
+            action = action.reshape(rows, 1)
+        if self.inner._add_plain(obs, action, reward, next_obs, terminated, truncated):
+            return
+        example = self._example
         self.inner.add(
             _rows(obs, example["observations"], rows), _rows(action, example["actions"], rows),
-            _rows(reward, _REWARD, rows), _rows(next_obs, example["observations"], rows), terminated, truncated,
+            _rows(reward, _REWARD, rows), _rows(next_obs, example["observations"], rows),
+            _rows(terminated, _DONE, rows), truncated,
         )  # fmt: skip
 
     def sample(self, batch_size: int, env: Any = None) -> Any:
