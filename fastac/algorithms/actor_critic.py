@@ -26,13 +26,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fastac import graphs
 from fastac.buffers.rollout import Transitions
+from fastac.capturable import make_adam, make_rmsprop
 from fastac.collector import Collector, Episodes
 from fastac.envs import Vectorization
 from fastac.fused import fused_a2c_loss
 from fastac.losses import a2c_loss
 from fastac.networks import Activation, Actor
-from fastac.optim import Adam, RMSprop
 from fastac.returns import discounted_returns, gae, lambda_returns, n_step_returns
 from fastac.run import Callback, Result, Run, RunError, check_options, torch_threads
 
@@ -94,6 +95,10 @@ class Config:
     """One process; one process each; or the environment's own vector form, where it has one."""
     device: str = "cpu"
     """Where the networks live: cpu, cuda, cuda:1, ..."""
+    cudagraphs: bool = True
+    """On CUDA: capture the policy's step, and V's, in CUDA graphs. Collecting and estimating are outside."""
+    compile: bool = False
+    """Put these steps through torch.compile."""
     torch_threads: int = 1
     """Threads of torch on the CPU while training; networks this small are fastest on one."""
 
@@ -208,10 +213,14 @@ class ActorCritic:
         self.critic = self.collector.make_critic()
         critic_parameters = list(self.critic.parameters())
         self.parameters = [*self.actor.parameters(), *([] if config.critic_steps else critic_parameters)]
-        make = {"rmsprop": RMSprop, "adam": Adam}[config.optimizer]
+        make: Any = {"rmsprop": make_rmsprop, "adam": make_adam}[config.optimizer]
         shared: dict[str, Any] = {"eps": 1e-5, "max_grad_norm": config.max_grad_norm}
         self.optimizer = make(self.parameters, lr=config.learning_rate, **shared)
         self.critic_optimizer = make(critic_parameters, lr=config.critic_learning_rate, **shared)
+        where: dict[str, Any] = {"cudagraphs": config.cudagraphs, "compile": config.compile}
+        device = self.collector.device
+        self.learn = graphs.on_device(self.step, device, optimizers=(self.optimizer,), **where)
+        self.learn_values = graphs.on_device(self.value_step, device, optimizers=(self.critic_optimizer,), **where)
 
     @property
     def global_step(self) -> int:
@@ -240,10 +249,13 @@ class ActorCritic:
         config, buffer = self.config, self.buffer
         for _ in range(config.critic_steps):
             y = targets(self.evaluate(), config)  # renewed: V has changed
-            observations, y = buffer.valid(buffer.flat()[0], y.flatten())
-            self.critic_optimizer.zero_grad()
-            value_loss(self.critic(observations).squeeze(-1), y).backward()  # type: ignore[no-untyped-call]
-            self.critic_optimizer.step()
+            self.learn_values(*buffer.valid(buffer.flat()[0], y.flatten()))
+
+    def value_step(self, observations: Tensor, y: Tensor) -> None:
+        """Takes a step of V alone on y, `(B,)`."""
+        self.critic_optimizer.zero_grad()
+        value_loss(self.critic(observations).squeeze(-1), y).backward()  # type: ignore[no-untyped-call]
+        self.critic_optimizer.step()
 
     def estimate(self) -> None:
         """Computes the advantages of V as it is, and y."""
@@ -255,8 +267,12 @@ class ActorCritic:
 
     def update(self) -> Tensor:
         """Takes the policy's step, in A2C with V's; returns `METRICS`, on the device."""
-        config, batch = self.config, self.batch
-        total, metrics = loss(self.actor, self.critic, batch, config)
+        metrics: Tensor = self.learn(self.batch)
+        return metrics
+
+    def step(self, batch: Batch) -> Tensor:
+        """What `update` does with its batch. Nothing is drawn or read back here: a CUDA graph can hold it."""
+        total, metrics = loss(self.actor, self.critic, batch, self.config)
         self.optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -278,6 +294,8 @@ class ActorCritic:
         self.critic.load_state_dict(state["critic"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        graphs.reset(self.learn)
+        graphs.reset(self.learn_values)
 
 
 def train(
