@@ -54,7 +54,9 @@ def main() -> None:
     on_gpu = commands.add_parser("gpu", help="all of it on a CUDA device, in under 8 minutes")
     on_gpu.add_argument("--seconds", type=float, default=0.25, help="time spent on each figure")
     commands.add_parser("conformance", help="which episode boundaries the peers get right")
-    report = commands.add_parser("report", help="write the README's tables and figure from the recorded results")
+    report = commands.add_parser(
+        "report", help="write the tables and figures of the README and of docs from the recorded results"
+    )
     report.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")
     arguments = parser.parse_args()
     sys.exit(run(arguments))

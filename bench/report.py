@@ -1,19 +1,19 @@
-"""README's tables and figure, written from the recorded results and from nothing else.
+"""The tables and figures of the README and of docs, written from the recorded results and from nothing else.
 
-A table goes between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`, one pair for each name in `TABLES` that the
-README wants. `python -m bench report` rewrites them; `--check` says whether anything would change.
+A table goes between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`, one pair for each name in `TABLES`, on one page.
+`python -m bench report` rewrites them; `--check` says whether anything would change.
 """
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import record
 
 README = record.ROOT / "README.md"
-REQUIRED = ("gae", "training", "learning")
+PAGES = (README, *sorted((record.ROOT / "docs").glob("*.md")))
 PEERS = ("rlax", "tianshou", "rlox", "sb3", "torchrl", "scipy")
 TITLES = {"sb3": "SB3", "torchrl": "TorchRL", "scipy": "SciPy `lfilter`"}
 SETTING_TITLES = {
@@ -240,7 +240,7 @@ def learning(results: Results) -> str:
             )
     assert shown is not None
     others = any(f"learning/sb3-{name}" in results for name in OPTIONAL_SETTINGS[1:])
-    lead = f"PPO on {shown['env_id']}{' where no other is named' if others else ''}; {shown['evaluation']}."
+    lead = f"PPO on {shown['env_id']}{', where nothing else is said' if others else ''}; {shown['evaluation']}."
     header = ["hyperparameters", "", "interquartile mean [95 %]", "mean", "worst seed", "seeds"]
     versions = need(results, "learning/sb3-cleanrl")["runs"][0]["versions"]
     note = (
@@ -383,40 +383,42 @@ TABLES: dict[str, Callable[[Results], str]] = {
 
 
 def fill(text: str, results: Results) -> str:
-    """The README with every marked table written anew.
+    """A page with every marked table written anew.
 
     Raises:
-        ReportError: A required pair of markers or a result is missing, or a name is unknown.
+        ReportError: One of a pair of markers or a result is missing, a pair is there twice, or its name is unknown.
     """
-    found = re.findall(r"<!-- bench:(\w+) -->", text)
-    for name in found:
+    for name in dict.fromkeys(re.findall(r"<!-- /?bench:(\w+) -->", text)):
         if name not in TABLES:
             raise ReportError(f"<!-- bench:{name} -->: no such table, expected one of {', '.join(TABLES)}")
-    for name in dict.fromkeys([*REQUIRED, *found]):
         start, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
         if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
-            raise ReportError(f"README.md: expected `{start}` once, and `{end}` once after it")
+            raise ReportError(f"expected `{start}` once, and `{end}` once after it")
         head, rest = text.split(start)
         tail = rest.split(end)[1]
         text = f"{head}{start}\n\n{TABLES[name](results)}\n\n{end}{tail}"
     return text
 
 
-def main(*, check: bool = False, readme: Path = README, folder: Path = record.RESULTS) -> int:
-    """Write the README's tables and the figures; with `check` only compare. Returns the exit code."""
+def main(*, check: bool = False, pages: Sequence[Path] = PAGES, folder: Path = record.RESULTS) -> int:
+    """Write the pages' tables and the figures; with `check` only compare. Returns the exit code."""
     from bench import figure
 
     try:
         results = load(folder)
-        before = readme.read_text(encoding="utf-8")
-        after = fill(before, results)
+        before = {page: page.read_text(encoding="utf-8") for page in pages}
+        missing = [name for name in TABLES if not any(f"<!-- bench:{name} -->" in text for text in before.values())]
+        if missing:
+            raise ReportError(f"no page has a place for {', '.join(missing)}: <!-- bench:{missing[0]} -->")
+        after = {page: fill(text, results) for page, text in before.items()}
         if check:
-            stale = [str(readme.name)] * (before != after) + figure.stale(results)
+            stale = [page.name for page in pages if before[page] != after[page]] + figure.stale(results)
             if stale:
                 sys.stderr.write(f"out of date: {', '.join(stale)}; run `python -m bench report`\n")
             return int(bool(stale))
         figure.draw(results)
-        readme.write_text(after, encoding="utf-8")
+        for page, text in after.items():
+            page.write_text(text, encoding="utf-8")
     except (ReportError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2

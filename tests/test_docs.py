@@ -13,6 +13,7 @@ from fresh import ROOT
 import fastac
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "kernels" / "README.md"]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 MODULES = sorted(
     path.relative_to(root).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
@@ -59,6 +60,23 @@ def test_readme_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             exec(compile(text, f"README block {number}", "exec"), namespace)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Files that a page links to or shows are there, and so are the headings."""
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", text):
+        link = "".join(target)
+        if link.startswith("http"):
+            continue
+        name, _, heading = link.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), f"{page.name}: {link}"
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+            assert heading in anchors, f"{page.name}: {link}"
+
+
 def test_readme_and_ci_use_the_same_commands() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for command in ('-c constraints.txt -e ".[test]"', "pytest"):
@@ -77,7 +95,7 @@ def test_nothing_names_a_machine() -> None:
     pattern = re.compile(r"(?<![\w.])/(?:work|home|root|Users)/[\w.-]+")
     folders = [ROOT / name for name in (".ci", "bench", "fastac", "kernels", "tests")]
     files = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".md", ".json", "")]
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("*.toml"), *files]:
+    for path in [*PAGES, *ROOT.glob("*.toml"), *files]:
         if path.is_file() and "__pycache__" not in path.parts:
             found = pattern.search(path.read_text(encoding="utf-8"))
             assert found is None, f"{path.relative_to(ROOT)}: {found}"
