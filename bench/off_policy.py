@@ -106,6 +106,8 @@ def fit(version: str, share: float) -> dict[str, Any]:
     """What a critic says of the careful policy in the state in the middle."""
     import torch
 
+    from fastac.algorithms import off_policy
+
     agent = on_the_cliff(version, 0, share)
     (linear,) = agent.actor.network
     with torch.no_grad():
@@ -113,7 +115,8 @@ def fit(version: str, share: float) -> dict[str, Any]:
         linear.bias[:] = torch.from_numpy(np.log(CAREFUL[0]))
     for k in range(FIT_UPDATES):
         agent.q_optimizer.param_groups[0]["lr"] = 0.02 * (1 - k / FIT_UPDATES)
-        agent.update_critic(agent.experience.sample(CLIFF["batch_size"]))
+        size = CLIFF["batch_size"]
+        agent.update_critic(agent.experience.sample(size), off_policy.Noise(agent.noise(1, size), None, None))
         agent.target.follow()
     with torch.no_grad():
         values = agent.critic(torch.eye(STATES))[START].numpy()

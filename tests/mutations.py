@@ -425,7 +425,7 @@ MUTATIONS = [
     Mutation(
         "off-policy-next-action-of-the-buffer",
         "fastac/algorithms/off_policy.py",
-        "            actions = self.actor(observations).sample(self.noise(1, len(observations)))\n",
+        "            actions = self.actor(observations).sample(noise.next_actions)\n",
         "            actions = batch.actions[None]\n",
         OFF_POLICY,
     ),

@@ -40,14 +40,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import gymnasium
 import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
+from fastac import graphs
 from fastac.buffers import Transitions
+from fastac.buffers.transfer import sent
+from fastac.capturable import make_adam
 from fastac.distributions import Categorical, TanhGaussian, gumbel
 from fastac.envs import EnvError
 from fastac.experience import Episodes, Experience
@@ -59,7 +62,6 @@ from fastac.networks import (
     make_network,
     make_tanh_gaussian_actor,
 )
-from fastac.optim import Adam
 from fastac.q_functions import Target, make_q_functions
 from fastac.run import Callback, Result, Run, RunError, check_options, torch_threads
 
@@ -119,7 +121,11 @@ class Config:
     log_interval: int = 1_000
     """Environment steps between rows of the log."""
     device: str = "cpu"
-    """Where the networks live: cpu, cuda, cuda:1, ..."""
+    """Where the networks and the replay buffer live: cpu, cuda, cuda:1, ..."""
+    cudagraphs: bool = True
+    """On CUDA: capture the update in a CUDA graph."""
+    compile: bool = False
+    """Put the update through torch.compile."""
     torch_threads: int = 1
     """Threads of torch on the CPU while training; networks this small are fastest on one."""
 
@@ -244,6 +250,14 @@ def make_stochastic_actor(
     return make_tanh_gaussian_actor(observation_space, action_space, **options)
 
 
+class Noise(NamedTuple):
+    """What an update draws its actions with, Gumbel or normal; None where it draws none."""
+
+    next_actions: Tensor | None  # (1, B, n) or (1, B, A): of the targets' a'
+    entropy: Tensor | None  # (1, B, A): a Gaussian's through tanh has no closed form
+    actions: Tensor | None  # (K, B, n) or (K, B, A): of the policy's own
+
+
 class OffPolicy:
     """Everything that changes while training, and what an update does."""
 
@@ -263,8 +277,15 @@ class OffPolicy:
             raise
         self.critic_parameters = list(self.critic.parameters())
         self.target = Target(self.critic, config.tau)
-        self.policy_optimizer = Adam(self.actor.parameters(), lr=config.policy_lr)
-        self.q_optimizer = Adam(self.critic_parameters, lr=config.q_lr)
+        self.policy_optimizer = make_adam(self.actor.parameters(), lr=config.policy_lr)
+        self.q_optimizer = make_adam(self.critic_parameters, lr=config.q_lr)
+        self.learn = graphs.on_device(
+            self.gradient_step,
+            self.device,
+            cudagraphs=config.cudagraphs,
+            compile=config.compile,
+            optimizers=(self.policy_optimizer, self.q_optimizer),
+        )
         self.num_updates = 0
 
     def _check_gradient(self) -> None:
@@ -295,7 +316,7 @@ class OffPolicy:
         return critic(repeated, actions.flatten(0, 1))[0].view(count, size)  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def targets(self, batch: Transitions) -> Tensor:
+    def targets(self, batch: Transitions, noise: Noise) -> Tensor:
         """Returns what the critic follows, `(B,)`: r + gamma Q'(s', a') with a' ~ pi; no future after `terminated`."""
         critic, observations = self.target.network, batch.next_observations
         if self.config.version == "values-of-the-buffer":
@@ -303,14 +324,14 @@ class OffPolicy:
         elif self.config.gradient == "expectation":
             next_values = (self.actor(observations).log_probs.exp() * critic(observations)).sum(1)
         else:
-            actions = self.actor(observations).sample(self.noise(1, len(observations)))
+            actions = self.actor(observations).sample(noise.next_actions)
             next_values = self.q_values(critic, observations, actions).squeeze(0)
         targets: Tensor = batch.rewards + batch.discounts * torch.where(batch.terminated, 0.0, next_values)
         return targets
 
-    def update_critic(self, batch: Transitions) -> Tensor:
+    def update_critic(self, batch: Transitions, noise: Noise) -> Tensor:
         """Takes one gradient step of the critic; returns its loss and its mean value, on the device."""
-        targets = self.targets(batch)
+        targets = self.targets(batch, noise)
         if self.config.version == "values-of-the-buffer":
             values = self.critic(batch.observations).squeeze(1)
         else:
@@ -321,45 +342,47 @@ class OffPolicy:
         self.q_optimizer.step()
         return torch.stack([loss.detach(), values.detach().mean()])
 
-    def policy_loss(self, batch: Transitions) -> tuple[Tensor, Tensor]:
+    def policy_loss(self, batch: Transitions, noise: Noise) -> tuple[Tensor, Tensor]:
         """Returns the loss whose gradient is the policy gradient's negative, and the mean entropy, in nats."""
         config, observations = self.config, batch.observations
         distribution = self.actor(observations)
         if isinstance(distribution, Categorical):
             entropy = distribution.entropy().mean()
         else:
-            entropy = -distribution.sample_and_log_prob(self.noise(1, len(observations)))[1].mean()
+            entropy = -distribution.sample_and_log_prob(noise.entropy)[1].mean()
         if config.version != "correct":
-            weights = self.weights_of_the_buffers_actions(batch, distribution)
+            weights = self.weights_of_the_buffers_actions(batch, distribution, noise)
             return score_function_loss(distribution.log_prob(batch.actions), weights), entropy
         if config.gradient == "expectation":
             return -(distribution.log_probs.exp() * self.critic(observations)).sum(1).mean(), entropy
-        noise = self.noise(config.num_action_samples, len(observations))
+        assert noise.actions is not None
         if config.gradient == "reparameterized":
-            return -self.q_values(self.critic, observations, distribution.sample(noise)).mean(), entropy
-        actions, log_probs = sample_with_log_prob(distribution, noise)
+            return -self.q_values(self.critic, observations, distribution.sample(noise.actions)).mean(), entropy
+        actions, log_probs = sample_with_log_prob(distribution, noise.actions)
         q_values = self.q_values(self.critic, observations, actions)
         return score_function_loss(log_probs, minus_the_others(q_values)), entropy
 
     @torch.no_grad()
-    def weights_of_the_buffers_actions(self, batch: Transitions, distribution: Categorical | TanhGaussian) -> Tensor:
+    def weights_of_the_buffers_actions(
+        self, batch: Transitions, distribution: Categorical | TanhGaussian, noise: Noise
+    ) -> Tensor:
         """Returns what the broken versions weigh the buffer's actions with, `(B,)`."""
         if self.config.version == "values-of-the-buffer":
             values: Tensor = self.critic(batch.observations).squeeze(1)
-            return self.targets(batch) - values
+            return self.targets(batch, noise) - values
         q_values = self.q_values(self.critic, batch.observations, batch.actions[None]).squeeze(0)
-        if self.config.num_action_samples == 1:
+        if noise.actions is None:
             return q_values
-        drawn = distribution.sample(self.noise(self.config.num_action_samples - 1, len(q_values)))
+        drawn = distribution.sample(noise.actions)
         return q_values - self.q_values(self.critic, batch.observations, drawn).mean(0)
 
-    def update_policy(self, batch: Transitions) -> Tensor:
+    def update_policy(self, batch: Transitions, noise: Noise) -> Tensor:
         """Takes one gradient step of the actor; returns its loss and the entropy, on the device."""
         config = self.config
         # The gradient may pass through the critic to the action; the critic's own is not computed.
         for p in self.critic_parameters:
             p.requires_grad_(False)
-        loss, entropy = self.policy_loss(batch)
+        loss, entropy = self.policy_loss(batch, noise)
         for p in self.critic_parameters:
             p.requires_grad_(True)
         self.policy_optimizer.zero_grad()
@@ -372,11 +395,16 @@ class OffPolicy:
 
         Nothing is read from it.
         """
-        batch = self.experience.sample(self.config.batch_size)
-        of_critic = self.update_critic(batch)
-        of_policy = self.update_policy(batch)
-        self.target.follow()
+        size = self.config.batch_size
+        metrics: Tensor = self.learn(self.experience.sample(size), self.draw(size))
         self.num_updates += 1
+        return metrics
+
+    def gradient_step(self, batch: Transitions, noise: Noise) -> Tensor:
+        """What an update does with its batch. Nothing is drawn or read back here: a CUDA graph can hold it."""
+        of_critic = self.update_critic(batch, noise)
+        of_policy = self.update_policy(batch, noise)
+        self.target.follow()
         return torch.cat([of_critic, of_policy])
 
     def anneal(self, remaining: float) -> None:
@@ -385,12 +413,22 @@ class OffPolicy:
         self.policy_optimizer.param_groups[0]["lr"] = share * self.config.policy_lr
         self.q_optimizer.param_groups[0]["lr"] = share * self.config.q_lr
 
+    def draw(self, batch_size: int) -> Noise:
+        """Draws the noise of one update."""
+        config = self.config
+        summed = config.gradient == "expectation"
+        of_next = None if summed or config.version == "values-of-the-buffer" else self.noise(1, batch_size)
+        of_entropy = None if self.discrete else self.noise(1, batch_size)
+        # The broken versions weigh the buffer's action: one of them by what K - 1 others are worth.
+        of_buffer = {"actions-of-the-buffer": config.num_action_samples - 1, "values-of-the-buffer": 0}
+        count = of_buffer.get(config.version, 0 if summed else config.num_action_samples)
+        return Noise(of_next, of_entropy, self.noise(count, batch_size) if count else None)
+
     def noise(self, count: int, batch_size: int) -> Tensor:
         """What draws `count` actions in each of B states: Gumbel noise `(count, B, n)`, or normal `(count, B, A)`."""
-        generator = self.experience.generator
-        if self.discrete:
-            return gumbel((count, batch_size, self.num_outputs), generator).to(self.device)
-        return torch.randn((count, batch_size, self.num_outputs), generator=generator).to(self.device)
+        shape, generator = (count, batch_size, self.num_outputs), self.experience.generator
+        drawn = gumbel(shape, generator) if self.discrete else torch.randn(shape, generator=generator)
+        return sent(drawn, self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything needed to go on bit for bit, the replay buffer included."""
@@ -411,6 +449,7 @@ class OffPolicy:
         self.policy_optimizer.load_state_dict(state["policy_optimizer"])
         self.q_optimizer.load_state_dict(state["q_optimizer"])
         self.num_updates = state["num_updates"]
+        graphs.reset(self.learn)
 
 
 def train(

@@ -141,13 +141,17 @@ def table(agent, values):
     agent.target = Target(agent.critic, tau=1.0)
 
 
+def noise_for(agent, batch):
+    return agent.draw(len(batch.rewards))
+
+
 def fitted(agent, counts, rounds=120):
     """The critic's table after so many rounds on a buffer with these actions in its states."""
     per_cell = counts.T if agent.critic.out_features > 1 else counts.sum(1)[None]
     agent.q_optimizer = Newton(agent.critic.weight, per_cell / counts.sum())
     batch = rows(counts)
     for _ in range(rounds):
-        agent.update_critic(batch)
+        agent.update_critic(batch, noise_for(agent, batch))
         agent.target.follow()
     return agent.critic.weight.detach().numpy().T
 
@@ -194,17 +198,19 @@ def test_next_actions_are_the_policys_on_average_its_expectation(finite):
     total = 0.0
     for a in range(mdp.ACTIONS):
         force(agent, [a])
-        total = total + torch.from_numpy(pi[:, a]) * agent.targets(batch)
+        total = total + torch.from_numpy(pi[:, a]) * agent.targets(batch, noise_for(agent, batch))
     going_on = ~batch.terminated
-    torch.testing.assert_close(total[going_on], expected.targets(batch)[going_on], rtol=0, atol=1e-12)
-    assert torch.equal(agent.targets(batch)[batch.terminated], batch.rewards[batch.terminated])
+    wanted = expected.targets(batch, noise_for(expected, batch))
+    torch.testing.assert_close(total[going_on], wanted[going_on], rtol=0, atol=1e-12)
+    found = agent.targets(batch, noise_for(agent, batch))
+    assert torch.equal(found[batch.terminated], batch.rewards[batch.terminated])
 
 
 def force(agent, actions):
     """Every draw gives these actions, the k-th of them in all states."""
     noise = torch.full((len(actions), 1, mdp.ACTIONS), -1e9, dtype=torch.float64)
     noise[torch.arange(len(actions)), 0, torch.tensor(actions)] = 1e9
-    agent.noise = lambda count, batch_size: noise.expand(count, batch_size, -1)
+    agent.noise = lambda count, size: (noise if count == len(noise) else noise[:1]).expand(count, size, -1)
 
 
 # The policy's gradient, against the enumeration of all actions
@@ -216,7 +222,7 @@ def state(s):
 
 
 def gradient_of(agent, batch):
-    return -mdp.gradient_of(agent.policy_loss(batch)[0], agent.actor)
+    return -mdp.gradient_of(agent.policy_loss(batch, noise_for(agent, batch))[0], agent.actor)
 
 
 def expected_gradient(agent, weights):
@@ -279,14 +285,14 @@ def test_actions_of_the_buffer_make_the_policy_proportional_to_mixture_times_q(f
 
     agent.policy_optimizer = torch.optim.Adam(agent.actor.parameters(), lr=0.1)
     for _ in range(300):
-        agent.update_policy(rows(COUNTS))
+        agent.update_policy(rows(COUNTS), noise_for(agent, rows(COUNTS)))
     share = weighed / weighed.sum(1, keepdims=True)
     reached = torch.softmax(agent.actor.network.weight.T, 1).detach().numpy()
     np.testing.assert_allclose(reached, share, atol=1e-3)
     assert reached.max(1).min() < 0.8, "no state has its best action alone"
     agent.config = dataclasses.replace(agent.config, version="correct", gradient="expectation")
     for _ in range(300):
-        agent.update_policy(rows(COUNTS))
+        agent.update_policy(rows(COUNTS), noise_for(agent, rows(COUNTS)))
     best = torch.softmax(agent.actor.network.weight.T, 1).detach().numpy()
     assert np.array_equal(best.argmax(1), Q.argmax(1))
     assert best.max(1).min() > 0.99
@@ -328,7 +334,7 @@ def test_score_function_and_reparameterised_gradients_agree():
         agent.config = dataclasses.replace(agent.config, gradient=gradient)
         samples = []
         for _ in range(120):
-            loss, _ = agent.policy_loss(batch)
+            loss, _ = agent.policy_loss(batch, agent.draw(8))
             parameters = list(agent.actor.network[-1].parameters())
             samples.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
         samples = torch.stack(samples)
@@ -413,7 +419,7 @@ def test_the_actors_step_computes_no_gradient_of_the_critic():
     agent = filled(env_id="Pendulum-v1", gradient="reparameterized")
     agent.update()
     before = [p.grad.clone() for p in agent.critic_parameters]
-    agent.update_policy(agent.experience.sample(32))
+    agent.update_policy(agent.experience.sample(32), agent.draw(32))
     assert all(torch.equal(p.grad, kept) for p, kept in zip(agent.critic_parameters, before, strict=True))
     assert all(p.requires_grad for p in agent.critic_parameters)
 
