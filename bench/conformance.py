@@ -198,7 +198,7 @@ def collector_words(seen: dict[str, list[float]]) -> str:
     Raises:
         ReportError: The collector flags time limits: the rlox row of `CONVENTIONS` is out of date.
     """
-    from bench.report import ReportError
+    from bench.tables import ReportError
 
     if any(seen["dones"]) or not any(seen["advantages"]):
         raise ReportError("rlox's collector now flags time limits: bring fastac.conventions up to date")

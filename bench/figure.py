@@ -14,7 +14,7 @@ import numpy as np
 
 from bench import record
 from bench.figure_training import draw_training, training_numbers
-from bench.report import TITLES, Results, need, peer_time
+from bench.tables import TITLES, Results, need, peer_time
 
 FOLDER = record.ROOT / "docs"
 THEMES = {

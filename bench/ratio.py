@@ -259,7 +259,7 @@ def main(seconds: float) -> None:
 
 def page(result: dict[str, Any]) -> str:
     """Markdown: a table for each question, times of the first column's contender in brackets."""
-    from bench.report import footnote, microseconds, table, times
+    from bench.tables import footnote, microseconds, table, times
 
     parts = []
     for question, who in QUESTIONS.items():

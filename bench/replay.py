@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench import record, replay_memory, timing
-from bench.replay_calls import Calls, NotOfferedError, batch_sizes, drawn, frames, going_on
+from bench.replay_calls import Calls, NotOfferedError, batch_sizes, drawn, going_on
 from bench.replay_cases import (
     ACTION,
     ALPHA,
@@ -24,7 +24,6 @@ from bench.replay_cases import (
     N_STEP,
     OBSERVATION,
     SETTINGS,
-    STACK,
     WINDOW,
     WINDOWS,
     Setting,
@@ -32,6 +31,7 @@ from bench.replay_cases import (
     make_steps,
 )
 from bench.replay_limits import limits
+from bench.replay_memory import make_frames
 from bench.replay_peers import PEERS
 
 FIELDS = ("observations", "actions", "rewards", "next_observations", "terminated")
@@ -67,22 +67,6 @@ def make_buffer(setting: Setting) -> Any:
     prepared = list(zip(*steps.arrays, strict=True))
     for step in itertools.islice(itertools.cycle(prepared), setting.capacity // setting.num_envs):
         buffer.add(*step)
-    return buffer
-
-
-def make_frames(setting: Setting) -> Any:
-    from gymnasium import spaces
-
-    from fastac.buffers import ReplayBuffer
-
-    buffer = ReplayBuffer(
-        setting.capacity, spaces.Box(0, 255, (STACK, 84, 84), np.uint8), spaces.Discrete(6), frame_stack=STACK
-    )
-    for stacks, numbers in frames(setting):
-        stacks = np.ascontiguousarray(stacks)
-        for t, number in enumerate(numbers[:-1]):
-            last = t == len(numbers) - 2
-            buffer.add(stacks[t], number, 0.0, stacks[t + 1], False, last)
     return buffer
 
 

@@ -9,17 +9,35 @@ import tracemalloc
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from bench.replay_array_peers import sb3_frames, tianshou_frames
-from bench.replay_cases import FRAME_SHAPE, Setting
+from bench.replay_calls import frames
+from bench.replay_cases import FRAME_SHAPE, STACK, Setting
 from bench.replay_compiled_peers import cpprb_frames
 
 SETTING = Setting("frames", 1, 4_000, {})
 LEAST = FRAME_SHAPE[0] * FRAME_SHAPE[1] + 1 + 4 + 1  # a frame, one of 18 actions, a float32 reward, two flags
 
 
-def fastac() -> Any:
-    from bench.replay import make_frames
+def make_frames(setting: Setting) -> Any:
+    """Our buffer of images, full."""
+    from gymnasium import spaces
 
+    from fastac.buffers import ReplayBuffer
+
+    buffer = ReplayBuffer(
+        setting.capacity, spaces.Box(0, 255, (STACK, 84, 84), np.uint8), spaces.Discrete(6), frame_stack=STACK
+    )
+    for stacks, numbers in frames(setting):
+        stacks = np.ascontiguousarray(stacks)
+        for t, number in enumerate(numbers[:-1]):
+            last = t == len(numbers) - 2
+            buffer.add(stacks[t], number, 0.0, stacks[t + 1], False, last)
+    return buffer
+
+
+def fastac() -> Any:
     return make_frames(SETTING)
 
 

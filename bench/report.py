@@ -6,16 +6,16 @@ A table goes between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`, one pair 
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import record
+from bench.tables import TITLES, ReportError, Results, footnote, microseconds, need, peer_time, table, times
 
 README = record.ROOT / "README.md"
 PAGES = (README, *sorted((record.ROOT / "docs").glob("*.md")))
 PEERS = ("rlax", "tianshou", "rlox", "sb3", "torchrl", "scipy")
-TITLES = {"sb3": "SB3", "torchrl": "TorchRL", "scipy": "SciPy `lfilter`"}
 SETTING_TITLES = {
     "cleanrl": "CleanRL's classic",
     "cleanrl-unclipped": "the same, values not clipped",
@@ -25,43 +25,10 @@ SETTING_TITLES = {
 }
 OPTIONAL_SETTINGS = ("cleanrl-unclipped", "a2c-zoo", "sac-zoo")
 
-Results = Mapping[str, dict[str, Any]]
-
-
-class ReportError(ValueError):
-    """Results or markers that are not there; the message is one line for the user."""
-
 
 def load(folder: Path = record.RESULTS) -> dict[str, dict[str, Any]]:
     """All recorded results by name; those of learning as `learning/LIBRARY-SETTING`."""
     return {path.relative_to(folder).with_suffix("").as_posix(): record.read(path) for path in folder.rglob("*.json")}
-
-
-def need(results: Results, name: str) -> dict[str, Any]:
-    if name not in results:
-        raise ReportError(f"bench/results/{name}.json is missing: run `python -m bench {name.split('/')[0]}` first")
-    return results[name]
-
-
-def microseconds(nanoseconds: float) -> str:
-    value = nanoseconds / 1e3
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def times(ratio: float) -> str:
-    """A ratio to two decimals, or fewer where they say nothing."""
-    return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.1f}x" if ratio >= 10 else f"{ratio:.2f}x"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    ruler = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ruler, *rows])
-
-
-def peer_time(contenders: dict[str, dict[str, float]], peer: str) -> dict[str, float] | None:
-    """A peer's fastest function for this case: rlox has two for one environment."""
-    entries = [contenders[name] for name in (peer, f"{peer}_single") if name in contenders]
-    return min(entries, key=lambda entry: entry["median_ns"]) if entries else None
 
 
 def estimator_table(result: dict[str, Any], estimator: str, form: str, n: int = 5) -> str:
@@ -86,18 +53,6 @@ def estimator_table(result: dict[str, Any], estimator: str, form: str, n: int = 
         rows.append(row)
     header = ["T x N", "fastac, us", "ns an element", "of the limit", *(f"{TITLES.get(p, p)}, us" for p in peers)]
     return table(header, rows)
-
-
-def footnote(result: dict[str, Any], packages: str, *, also: str = "") -> str:
-    """Machine, versions, command and what was missing: beside every table."""
-    machine = result["machine"]
-    named = [f"{name} {machine['versions'][name]}" for name in packages.split()]
-    absent = result.get("missing") or {}
-    gaps = f" Missing: {', '.join(sorted(absent))}." if absent else ""
-    return (
-        f"<sub>One core of {machine['cpu']}, one thread; {', '.join(n for n in named if not n.endswith('None'))}; "
-        f"{machine['date']}; `{result['command']}`.{also}{gaps}</sub>"
-    )
 
 
 def gae(results: Results) -> str:

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from bench.report import TITLES, footnote, microseconds, table, times
+from bench.tables import TITLES, footnote, microseconds, table, times
 
 TRAINERS = ("sb3", "cleanrl", "sbx")
 NAMES = {**TITLES, "cleanrl": "CleanRL", "sbx": "SBX (JAX)"}
