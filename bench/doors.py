@@ -15,7 +15,7 @@ from bench.doors_frame import AbsentError, Row
 
 def suites(cleanrl: Path | None, *, smallest: bool = False) -> dict[str, Callable[[], list[Row]]]:
     """The rows of each library; each may raise `AbsentError`."""
-    from bench import doors_cleanrl, doors_tianshou, doors_tokens
+    from bench import doors_cleanrl, doors_tianshou, doors_tokens, doors_torchrl
 
     def sb3() -> list[Row]:
         from bench import doors_sb3
@@ -26,6 +26,7 @@ def suites(cleanrl: Path | None, *, smallest: bool = False) -> dict[str, Callabl
         "sb3": sb3,
         "cleanrl": lambda: doors_cleanrl.rows(cleanrl, smallest=smallest),
         "tianshou": lambda: doors_tianshou.rows(smallest=smallest),
+        "torchrl": lambda: doors_torchrl.rows(smallest=smallest),
         "tokens": lambda: doors_tokens.rows(smallest=smallest),
     }
 
@@ -73,7 +74,7 @@ def main(cleanrl: Path | None) -> int:
 
 def page(result: dict[str, Any]) -> str:
     """The README's table."""
-    from bench.report import table, times
+    from bench.tables import table, times
 
     header = ["door", "part", "own, ms", "ours, ms", "own / ours", "a step, ms", "part of it", "ours", "step / step"]
     lines = []

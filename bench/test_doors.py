@@ -11,7 +11,7 @@ from bench.doors_frame import AbsentError
 CHECKOUT = os.environ.get("FASTAC_CLEANRL")
 
 
-@pytest.mark.parametrize("name", ["sb3", "cleanrl", "tianshou", "tokens"])
+@pytest.mark.parametrize("name", ["sb3", "cleanrl", "tianshou", "torchrl", "tokens"])
 def test_doors(name: str) -> None:
     suite = doors.suites(Path(CHECKOUT) if CHECKOUT else None, smallest=True)[name]
     try:

@@ -24,6 +24,7 @@ from tensordict.nn import TensorDictModule
 from torchrl.data import LazyTensorStorage, ReplayBuffer, TensorDictReplayBuffer
 from torchrl.objectives.value import GAE, TD1Estimator, TDLambdaEstimator, VTrace, advantages, functional
 
+from bench import doors_torchrl
 from fastac import conformance
 from fastac.compat import torchrl as door
 
@@ -338,6 +339,15 @@ def test_it_is_a_prioritized_sampler_of_theirs() -> None:
     ReplayBuffer(storage=storage, batch_size=2).extend(torch.arange(3.0))
     later = ReplayBuffer(storage=storage, sampler=sampler(), batch_size=300)
     assert torch.bincount(later.sample().long()).tolist() == [100, 100, 100]
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_training_ends_in_the_same_weights(vectorized: bool) -> None:
+    """PPO with its collector, `GAE`, replay buffer and `ClipPPOLoss`, and the diff of the README."""
+    own, weights = doors_torchrl.train(1, vectorized=vectorized, rollout=256)
+    ours, same = doors_torchrl.train(1, ours=True, vectorized=vectorized, rollout=256)
+    assert same == pytest.approx(weights, rel=1e-6)
+    assert min(own.part, ours.part) > 0  # both were called
 
 
 # Ours in place of TorchRL's functions, before its tests import them.
