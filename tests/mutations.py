@@ -155,15 +155,15 @@ MUTATIONS = [
     Mutation(
         "penalty-sign",
         "fastac/algorithms/importance_weighted.py",
-        "total = total + self.kl_coef * masked_mean",
-        "total = total - self.kl_coef * masked_mean",
+        "total = total + kl_coef * masked_mean",
+        "total = total - kl_coef * masked_mean",
         quick("importance_weighted"),
     ),
     Mutation(
         "penalty-direction",
         "fastac/algorithms/importance_weighted.py",
-        "kl = kl_divergence(distribution, self.old).view_as(rows.values)\n            total",
-        "kl = kl_divergence(self.old, distribution).view_as(rows.values)\n            total",
+        "kl = kl_divergence(distribution, type(distribution)(*batch.old)).view_as(log_probs)\n            total",
+        "kl = kl_divergence(type(distribution)(*batch.old), distribution).view_as(log_probs)\n            total",
         quick("importance_weighted"),
     ),
     Mutation(

@@ -31,11 +31,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastac import graphs
+from fastac.capturable import make_adam
 from fastac.collector import Collector
 from fastac.distributions import kl_divergence
 from fastac.networks import Activation
@@ -97,6 +99,10 @@ class Config:
     """One process; one process each; or the environment's own vector form, where it has one."""
     device: str = "cpu"
     """Where the networks live: cpu, cuda, cuda:1, ..."""
+    cudagraphs: bool = True
+    """On CUDA: capture a gradient step in a CUDA graph. With `stop`, what is read between the steps is outside."""
+    compile: bool = False
+    """Put a gradient step through torch.compile."""
     torch_threads: int = 1
     """Threads of torch on the CPU while training; networks this small are fastest on one."""
 
@@ -195,6 +201,20 @@ METRICS = (
 )
 
 
+class Batch(NamedTuple):
+    """A rollout, fillers included; nothing of it changes while it is learnt from."""
+
+    observations: Tensor  # (T * N, *observation), as the policy saw them
+    actions: Tensor  # (T * N, *action), raw
+    old: tuple[Tensor, ...]  # what pi_old's distributions are made from, (T * N, ...)
+    old_log_probs: Tensor  # (T, N), as are all that follow
+    advantages: Tensor
+    returns: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    mask: Tensor
+
+
 class ImportanceWeighted:
     """Everything that changes while training, and what an iteration does after `collector.collect()`."""
 
@@ -206,7 +226,16 @@ class ImportanceWeighted:
         self.actor, self.critic = self.collector.actor, self.collector.make_critic()
         self.actor_parameters = list(self.actor.parameters())
         self.parameters = [*self.actor_parameters, *self.critic.parameters()]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, eps=1e-5, fused=True)
+        self.optimizer = make_adam(
+            self.parameters, lr=config.learning_rate, eps=1e-5, max_grad_norm=config.max_grad_norm
+        )
+        self.learn = graphs.on_device(
+            self.step,
+            self.collector.device,
+            cudagraphs=config.cudagraphs,
+            compile=config.compile,
+            optimizers=(self.optimizer,),
+        )
         self.kl_coef = config.kl_coef
 
     def estimate(self) -> None:
@@ -215,34 +244,60 @@ class ImportanceWeighted:
         with torch.no_grad():
             values = self.critic(self.collector.observations).squeeze(-1)
             observations, actions = self.buffer.flat()
-            self.old = self.actor(observations).frozen()
-            rows = self.transitions = self.buffer.transitions(values)
-            self.old_log_probs = self.old.log_prob(actions).view_as(rows.values)
-        self.advantages, self.returns = gae(*rows, gamma=config.gamma, gae_lambda=config.gae_lambda)
+            old = self.actor(observations)
+            rows = self.buffer.transitions(values)
+            old_log_probs = old.log_prob(actions).view_as(rows.values)
+        advantages, returns = gae(*rows, gamma=config.gamma, gae_lambda=config.gae_lambda)
         if config.norm_adv:
-            self.advantages = normalize_advantages(self.advantages, rows.mask)
+            advantages = normalize_advantages(advantages, rows.mask)
+        # Copies: the actor's own log_std may be among the parameters.
+        parameters = tuple(parameter.detach().clone() for parameter in old.parameters)
+        self.values = rows.values
+        self.batch = Batch(observations, actions, parameters, old_log_probs, advantages, returns, *rows[3:])
 
-    def policy_terms(self) -> tuple[Tensor, Tensor]:
+    def step(self, batch: Batch, kl_coef: float, moving: bool) -> tuple[Tensor, Tensor | None]:
+        """Takes a gradient step. Nothing is drawn or read back here: a CUDA graph can hold it.
+
+        Args:
+            batch: The whole rollout.
+            kl_coef: beta.
+            moving: Whether the actor takes part.
+
+        Returns:
+            The value loss and, where the actor takes part, the first four of `METRICS`, on the device.
+        """
+        squared_error = (self.critic(batch.observations).view_as(batch.returns) - batch.returns).square()
+        v_loss = 0.5 * masked_mean(squared_error, batch.mask)
+        total, record = self.config.vf_coef * v_loss, None
+        if moving:
+            policy_total, record = self.policy_terms(batch, kl_coef)
+            total = total + policy_total
+        # Adam leaves alone what has no gradient: a stopped actor does not drift on with its momentum.
+        self.optimizer.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return v_loss.detach(), record
+
+    def policy_terms(self, batch: Batch, kl_coef: float) -> tuple[Tensor, Tensor]:
         """Returns the actor's part of the loss, and the first four of `METRICS`."""
-        config, rows = self.config, self.transitions
-        observations, actions = self.buffer.flat()
-        distribution = self.actor(observations)
-        log_probs = distribution.log_prob(actions).view_as(rows.values)
+        config, mask = self.config, batch.mask
+        distribution = self.actor(batch.observations)
+        log_probs = distribution.log_prob(batch.actions).view_as(batch.old_log_probs)
         pg_loss, _ = policy_loss(
             log_probs,
-            self.old_log_probs,
-            self.advantages,
-            rows.terminated,
-            rows.truncated,
-            rows.mask,
+            batch.old_log_probs,
+            batch.advantages,
+            batch.terminated,
+            batch.truncated,
+            mask,
             importance_weights=config.importance_weights,
         )
-        entropy = masked_mean(distribution.entropy().view_as(rows.values), rows.mask)
+        entropy = masked_mean(distribution.entropy().view_as(log_probs), mask)
         total = pg_loss - config.ent_coef * entropy
         if config.constraint == "penalty":
-            kl = kl_divergence(distribution, self.old).view_as(rows.values)
-            total = total + self.kl_coef * masked_mean(kl, rows.mask)
-        estimates = approx_kl(log_probs.detach(), self.old_log_probs, rows.mask)
+            kl = kl_divergence(distribution, type(distribution)(*batch.old)).view_as(log_probs)
+            total = total + kl_coef * masked_mean(kl, mask)
+        estimates = approx_kl(log_probs.detach(), batch.old_log_probs, mask)
         return total, torch.stack([pg_loss.detach(), entropy.detach(), estimates.k1, estimates.k3])
 
     @torch.no_grad()
@@ -251,19 +306,18 @@ class ImportanceWeighted:
 
         The latter is (sum w)^2 / (n sum w^2) (Kong 1992): 1 for equal weights, 1 / n where one outweighs all others.
         """
-        rows = self.transitions
-        observations, actions = self.buffer.flat()
-        distribution = self.actor(observations)
-        kl = masked_mean(kl_divergence(distribution, self.old).view_as(rows.values), rows.mask)
+        batch, mask = self.batch, self.batch.mask
+        distribution = self.actor(batch.observations)
+        kl = masked_mean(kl_divergence(distribution, type(distribution)(*batch.old)).view_as(batch.returns), mask)
         weights = importance_ratio(
-            distribution.log_prob(actions).view_as(rows.values),
-            self.old_log_probs,
-            rows.terminated,
-            rows.truncated,
-            rows.mask,
+            distribution.log_prob(batch.actions).view_as(batch.returns),
+            batch.old_log_probs,
+            batch.terminated,
+            batch.truncated,
+            mask,
             cumulative=self.config.importance_weights == "per_decision",
         )
-        return kl, masked_mean(weights, rows.mask).square() / masked_mean(weights.square(), rows.mask)
+        return kl, masked_mean(weights, mask).square() / masked_mean(weights.square(), mask)
 
     def near(self) -> bool:
         """Whether KL(new || old) is within delta; NaN is not."""
@@ -296,35 +350,25 @@ class ImportanceWeighted:
         Args:
             remaining: What is left of the training, 1 at its start, 0 at its end.
         """
-        config, rows = self.config, self.transitions
+        config = self.config
         learning_rate = config.learning_rate * remaining if config.anneal_lr else config.learning_rate
         self.optimizer.param_groups[0]["lr"] = learning_rate
-        observations = self.buffer.flat()[0]
         policy_records: list[Tensor] = []
         value_losses: list[Tensor] = []
         stopping = config.constraint == "stop"
         policy_steps, moving = 0.0, True
         for _ in range(config.update_epochs):
-            squared_error = (self.critic(observations).view_as(rows.values) - self.returns).square()
-            v_loss = 0.5 * masked_mean(squared_error, rows.mask)
-            value_losses.append(v_loss.detach())
-            total = config.vf_coef * v_loss
+            before = [parameter.detach().clone() for parameter in self.actor_parameters] if moving and stopping else []
+            v_loss, record = self.learn(self.batch, self.kl_coef, moving)
+            value_losses.append(v_loss)
             if moving:
-                policy_total, record = self.policy_terms()
-                total = total + policy_total
                 policy_records.append(record)
-                before = [parameter.detach().clone() for parameter in self.actor_parameters] if stopping else []
-            # Adam leaves alone what has no gradient: a stopped actor does not drift on with its momentum.
-            self.optimizer.zero_grad()
-            total.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm, foreach=True)
-            self.optimizer.step()
             policy_steps += moving
             if moving and stopping and not self.near():
                 moving = False
                 policy_steps += self.shorten(before) - 1.0
 
-        returns, values = self.buffer.valid(self.returns.flatten(), rows.values.flatten())
+        returns, values = self.buffer.valid(self.batch.returns.flatten(), self.values.flatten())
         explained = 1.0 - (returns - values).var() / returns.var()
         last = torch.stack([torch.stack(value_losses).mean(), explained, *self.distance()])
         numbers = torch.cat([torch.stack(policy_records).mean(0), last]).tolist()
@@ -345,6 +389,7 @@ class ImportanceWeighted:
         self.critic.load_state_dict(state["critic"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.kl_coef = state["kl_coef"]
+        graphs.reset(self.learn)
 
 
 def train(

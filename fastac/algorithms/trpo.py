@@ -28,6 +28,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastac import graphs
+from fastac.capturable import make_adam
 from fastac.collector import Collector
 from fastac.distributions import kl_divergence
 from fastac.networks import Activation
@@ -84,6 +86,11 @@ class Config:
     """One process; one process each; or the environment's own vector form, where it has one."""
     device: str = "cpu"
     """Where the networks live: cpu, cuda, cuda:1, ..."""
+    cudagraphs: bool = True
+    """On CUDA: capture the natural gradient with its conjugate gradients, and the critic's step, in CUDA graphs. The
+    line search is outside: it reads each trial's two numbers."""
+    compile: bool = False
+    """Put the critic's step through torch.compile. The actor's needs second derivatives, which that has not."""
     torch_threads: int = 1
     """Threads of torch on the CPU while training; networks this small are fastest on one."""
 
@@ -240,7 +247,12 @@ class TRPO:
         self.buffer = self.collector.buffer
         self.actor, self.critic = self.collector.actor, self.collector.make_critic()
         self.parameters = list(self.actor.parameters())
-        self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
+        self.optimizer = make_adam(self.critic.parameters(), lr=config.learning_rate, eps=1e-5)
+        device, cudagraphs = self.collector.device, config.cudagraphs
+        self.find_step = graphs.on_device(self.natural_step, device, cudagraphs=cudagraphs, compile=False)
+        self.learn_values = graphs.on_device(
+            self.value_step, device, cudagraphs=cudagraphs, compile=config.compile, optimizers=(self.optimizer,)
+        )
 
     def estimate(self) -> None:
         """Computes old log-probabilities, values, advantages and returns of the whole rollout in one batch."""
@@ -249,6 +261,23 @@ class TRPO:
             observations, actions = self.buffer.flat()
             log_probs = self.actor(observations).log_prob(actions)
         self.buffer.compute_advantages(log_probs, values, gamma=self.config.gamma, gae_lambda=self.config.gae_lambda)
+
+    def natural_step(
+        self, observations: Tensor, actions: Tensor, old_log_probs: Tensor, advantages: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns L at the old parameters, and the step along the natural gradient that reaches the boundary.
+
+        Nothing is read back here: a CUDA graph can hold it.
+        """
+        config, parameters = self.config, self.parameters
+        distribution = self.actor(observations)
+        before = surrogate(distribution.log_prob(actions), old_log_probs, advantages)
+        gradient = flat(torch.autograd.grad(before, parameters, retain_graph=True))
+        mean_kl = kl_divergence(distribution.frozen(), distribution).mean()
+        fisher = fisher_vector_product(mean_kl, parameters, damping=config.cg_damping)
+        direction = conjugate_gradient(fisher, gradient, iterations=config.cg_iterations)
+        # Without a gradient there is no direction, and 0 / 0 is accepted nowhere.
+        return before.detach(), torch.sqrt(2.0 * config.target_kl / (direction @ fisher(direction))) * direction
 
     def update_actor(self) -> dict[str, float]:
         """Takes the longest step along the natural gradient that is accepted, or none; returns `METRICS`.
@@ -263,14 +292,7 @@ class TRPO:
             advantages = normalize_advantages(advantages)
         with torch.no_grad():
             old = self.actor(observations).frozen()
-
-        distribution = self.actor(observations)
-        before = surrogate(distribution.log_prob(actions), old_log_probs, advantages)
-        gradient = flat(torch.autograd.grad(before, parameters, retain_graph=True))
-        fisher = fisher_vector_product(kl_divergence(old, distribution).mean(), parameters, damping=config.cg_damping)
-        direction = conjugate_gradient(fisher, gradient, iterations=config.cg_iterations)
-        # Without a gradient there is no direction, and 0 / 0 is accepted nowhere.
-        step = torch.sqrt(2.0 * config.target_kl / (direction @ fisher(direction))) * direction
+        before, step = self.find_step(observations, actions, old_log_probs, advantages)
 
         old_parameters = flat(parameters).detach()
         with torch.no_grad():
@@ -286,7 +308,7 @@ class TRPO:
                 fraction *= config.line_search_coef
             else:
                 set_parameters(parameters, old_parameters)
-                log_probs, after, fraction, kl = old_log_probs, before.detach(), 0.0, torch.zeros_like(kl)
+                log_probs, after, fraction, kl = old_log_probs, before, 0.0, torch.zeros_like(kl)
             k1, _, k3 = approx_kl(log_probs, old_log_probs)
             record = torch.stack([-after, old.entropy().mean(), k1, k3, kl, after - before])
         return dict(zip(METRICS, [*record.tolist(), fraction], strict=True))
@@ -298,15 +320,19 @@ class TRPO:
         losses: list[Tensor] = []
         for _ in range(config.update_epochs):
             for observations, returns in buffer.shuffled(rows, config.num_minibatches, self.collector.generator):
-                loss = 0.5 * (self.critic(observations).squeeze(-1) - returns).square().mean()
-                self.optimizer.zero_grad()
-                loss.backward()
-                self.optimizer.step()
-                losses.append(loss.detach())
+                losses.append(self.learn_values(observations, returns))
         returns, values = buffer.valid(buffer.returns.flatten(), buffer.values.flatten())
         explained = 1.0 - (returns - values).var() / returns.var()
         numbers = torch.stack([torch.stack(losses).mean(), explained]).tolist()
         return dict(zip(("losses/value_loss", "losses/explained_variance"), numbers, strict=True))
+
+    def value_step(self, observations: Tensor, returns: Tensor) -> Tensor:
+        """Takes a gradient step of the critic on a minibatch; returns its loss, on the device."""
+        loss: Tensor = 0.5 * (self.critic(observations).squeeze(-1) - returns).square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything needed to go on bit for bit, in plain containers and tensors."""
@@ -318,6 +344,8 @@ class TRPO:
         self.collector.load_state_dict(state)
         self.critic.load_state_dict(state["critic"])
         self.optimizer.load_state_dict(state["optimizer"])
+        graphs.reset(self.find_step)
+        graphs.reset(self.learn_values)
 
 
 def accepted(improvement: Tensor, kl: Tensor, target_kl: float) -> bool:

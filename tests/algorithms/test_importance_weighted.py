@@ -141,18 +141,16 @@ def test_products_begin_anew_with_every_episode_and_pass_fillers(kind):
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_at_the_old_parameters_the_gradient_is_the_policy_gradients(env_id):
     agent = rolled_out(small(env_id))
-    _, record = agent.policy_terms()
+    _, record = agent.policy_terms(agent.batch, agent.kl_coef)
     assert record[2:].abs().max() == 0, "rows A3: the ratio of the first step is 1"
-    observations, actions = agent.buffer.flat()
-    parameters = agent.actor_parameters
-    log_probs = agent.actor(observations).log_prob(actions).view_as(agent.advantages)
-    rows = agent.transitions
+    parameters, batch = agent.actor_parameters, agent.batch
+    log_probs = agent.actor(batch.observations).log_prob(batch.actions).view_as(batch.advantages)
     loss, weights = iw.policy_loss(
-        log_probs, agent.old_log_probs, agent.advantages, *rows[3:], importance_weights="per_step"
+        log_probs, batch.old_log_probs, batch.advantages, *batch[-3:], importance_weights="per_step"
     )
     assert torch.equal(weights, torch.ones_like(weights))
     found = torch.autograd.grad(loss, parameters, retain_graph=True)
-    expected = torch.autograd.grad(-(log_probs * agent.advantages).mean(), parameters)
+    expected = torch.autograd.grad(-(log_probs * batch.advantages).mean(), parameters)
     torch.testing.assert_close(found, expected)
 
 
@@ -180,11 +178,11 @@ def test_updates_agree_with_the_float64_reference(env_id, constraint, kind):
         agent = iw.ImportanceWeighted(config)
         agent.collector.collect()
         in_float64(agent)
-        rows = agent.transitions
+        rows = agent.batch
         if env_id == "CartPole-v1":
             assert not rows.mask.all(), "fillers have to be among the rows"
         observations, actions = (field.numpy() for field in agent.buffer.flat())
-        fields = (agent.old_log_probs, agent.advantages, agent.returns, rows.terminated | rows.truncated, rows.mask)
+        fields = (rows.old_log_probs, rows.advantages, rows.returns, rows.terminated | rows.truncated, rows.mask)
         batch = (observations, actions, *(field.numpy() for field in fields))
         actor, critic = layers(agent.actor.network), layers(agent.critic)
         log_std = agent.actor.log_std.detach().numpy().copy() if env_id == "Pendulum-v1" else None
@@ -272,7 +270,7 @@ def test_what_remains_too_far_is_undone_bit_for_bit():
 
 def test_a_nan_is_undone_too():
     agent = rolled_out(small(constraint="stop", update_epochs=2))
-    agent.advantages[0, 0] = torch.nan
+    agent.batch.advantages[0, 0] = torch.nan
     actor = bytes_of(agent.actor)
     assert agent.update(1.0)["losses/policy_steps"] == 0
     assert bytes_of(agent.actor) == actor
@@ -315,7 +313,7 @@ def test_effective_samples():
     agent = rolled_out(small(update_epochs=1, constraint="none", importance_weights="per_step"))
     assert agent.distance()[1].item() == pytest.approx(1.0)
     with torch.no_grad():
-        agent.old_log_probs[0, 0] -= 18.0  # one weight is e^18, the others 1
+        agent.batch.old_log_probs[0, 0] -= 18.0  # one weight is e^18, the others 1
     assert agent.distance()[1].item() == pytest.approx(1 / 64, rel=1e-4)
 
 
