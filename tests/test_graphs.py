@@ -5,6 +5,7 @@ Whether a graph replays what was captured can be seen on a device only (`pytest 
 
 import contextlib
 import importlib
+import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -13,36 +14,85 @@ import torch
 from nothing_read import NothingRead
 
 from fastac import graphs
+from fastac.capturable import CapturableAdam
 from fastac.graphs import GraphedUpdate
 
 CPU = torch.device("cpu")
-SMALL: dict[str, dict[str, Any]] = {
-    "ppo": {"num_envs": 2, "num_steps": 16, "anneal_clip": True, "hidden_sizes": (8,), "target_kl": 10.0},
-    "sac": {"batch_size": 16, "hidden_sizes": (8,), "buffer_size": 200, "anneal_lr": True},
-    "td3": {"batch_size": 16, "hidden_sizes": (8,), "buffer_size": 200, "anneal_lr": True},
-    "ddpg": {"batch_size": 16, "hidden_sizes": (8,), "buffer_size": 200, "policy_frequency": 2},
+REPLAY: dict[str, Any] = {"env_id": "Pendulum-v1", "batch_size": 16, "hidden_sizes": (8,), "buffer_size": 200}
+ROLLOUT: dict[str, Any] = {"env_id": "CartPole-v1", "num_envs": 2, "num_steps": 16, "hidden_sizes": (8,)}
+# An agent's options, with the kinds of calls that its updates have, one number for each function that is captured.
+SMALL: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "ppo": (ROLLOUT | {"anneal_clip": True, "target_kl": 10.0}, (1,)),
+    "actor_critic": (ROLLOUT | {"anneal_lr": True}, (1, 0)),
+    "actor_critic-batch": (ROLLOUT | {"optimizer": "adam", "critic_steps": 3}, (1, 1)),
+    "actor_critic-box": (ROLLOUT | {"env_id": "Pendulum-v1", "norm_adv": True}, (1, 0)),
+    "importance_weighted": (ROLLOUT | {"anneal_lr": True, "importance_weights": "per_decision"}, (1,)),
+    "importance_weighted-box": (ROLLOUT | {"env_id": "Pendulum-v1", "target_kl": 1e-3}, (1,)),
+    "importance_weighted-stop": (ROLLOUT | {"constraint": "stop", "target_kl": 1e-4}, (2,)),
+    "trpo": (ROLLOUT | {"num_minibatches": 2, "target_kl": 0.1}, (1, 1)),
+    "sac": (REPLAY | {"anneal_lr": True}, (2,)),
+    "td3": (REPLAY | {"anneal_lr": True}, (2,)),
+    "ddpg": (REPLAY | {"policy_frequency": 2}, (2,)),
+    "off_policy": (REPLAY | {"env_id": "CartPole-v1", "anneal_lr": True}, (1,)),
+    "off_policy-sum": (REPLAY | {"env_id": "CartPole-v1", "gradient": "expectation"}, (1,)),
+    "off_policy-box": (REPLAY | {"num_action_samples": 3}, (1,)),
+    "off_policy-through-q": (REPLAY | {"gradient": "reparameterized"}, (1,)),
+    "off_policy-actions": (REPLAY | {"version": "actions-of-the-buffer"}, (1,)),
+    "off_policy-values": (REPLAY | {"version": "values-of-the-buffer"}, (1,)),
 }
+CLASSES = {"actor_critic": "ActorCritic", "importance_weighted": "ImportanceWeighted", "off_policy": "OffPolicy"}
+CAPTURED = ("learn", "find_step", "learn_values")
 
 
 def agent(name: str, **more: Any) -> Any:
-    module = importlib.import_module(f"fastac.algorithms.{name}")
-    env_id = "CartPole-v1" if name == "ppo" else "Pendulum-v1"
-    made = getattr(module, name.upper())(module.Config(env_id=env_id, **SMALL[name], **more))
-    if name != "ppo":
+    algorithm = name.split("-")[0]
+    module = importlib.import_module(f"fastac.algorithms.{algorithm}")
+    made = getattr(module, CLASSES.get(algorithm, algorithm.upper()))(module.Config(**SMALL[name][0], **more))
+    if hasattr(made, "experience"):
         for _ in range(60):
             made.experience.step(made.experience.random_actions())
     return made
 
 
-def learn(name: str, made: Any, updates: int) -> None:
+def close(made: Any) -> None:
+    (made.experience if hasattr(made, "experience") else made.collector).close()
+
+
+def captured(made: Any) -> dict[str, Any]:
+    """The functions that a graph holds where there is a device."""
+    return {key: vars(made)[key] for key in CAPTURED if key in vars(made)}
+
+
+def in_static_buffers(made: Any) -> Any:
+    for key, function in captured(made).items():
+        setattr(made, key, GraphedUpdate(function, CPU))
+    return made
+
+
+def update(made: Any, remaining: float = 1.0) -> None:
+    if hasattr(made, "experience"):
+        made.anneal(remaining)
+        made.update()
+        return
+    if hasattr(made, "fit"):
+        made.anneal(remaining)
+        made.fit()
+        made.estimate()
+        made.update()
+        return
+    made.estimate()
+    if hasattr(made, "update_actor"):
+        made.update_actor()
+        made.update_critic()
+    else:
+        made.update(remaining)
+
+
+def learn(made: Any, updates: int) -> None:
     for k in range(updates):
-        if name == "ppo":
+        if hasattr(made, "collector"):
             made.collector.collect()
-            made.estimate()
-            made.update(1.0 - k / updates)
-        else:
-            made.anneal(1.0 - k / updates)
-            made.update()
+        update(made, 1.0 - k / updates)
 
 
 def parameters(made: Any) -> dict[str, torch.Tensor]:
@@ -55,37 +105,67 @@ def parameters(made: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", SMALL)
 def test_the_static_form_gives_the_eager_updates_parameters(name: str) -> None:
     """Copied into static buffers, numbers as tensors: the same parameters, bit for bit."""
-    eager, static = agent(name), agent(name)
-    static.learn = GraphedUpdate(static.learn, CPU)
-    learn(name, eager, 6), learn(name, static, 6)
-    assert len(static.learn._kinds) == (1 if name == "ppo" else 2)
+    eager, static = agent(name), in_static_buffers(agent(name))
+    before = {key: value.clone() for key, value in parameters(eager).items()}
+    learn(eager, 6), learn(static, 6)
+    assert tuple(len(function._kinds) for function in captured(static).values()) == SMALL[name][1]
     first, second = parameters(eager), parameters(static)
+    assert any(not torch.equal(value, before[key]) for key, value in first.items())
     assert len(first) >= 4
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
-    for made in (eager, static):
-        (made.collector if name == "ppo" else made.experience).close()
+    close(eager), close(static)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a11_an_update_reads_nothing_back(name: str) -> None:
     """Row A11, of the torch operations that CUDA tensors take: what is captured may not look at a value."""
-    made = agent(name)
-    if name == "ppo":
-        made.collector.collect()
-        made.estimate()
-        batch = next(made.buffer.minibatches(2, torch.Generator().manual_seed(0)))
-        arguments: tuple[Any, ...] = (batch, torch.tensor(0.2))
-    else:
-        batch = made.experience.sample(16)
-        arguments = (batch, True) if name == "ddpg" else (batch, made.noise(), True)
-        arguments = (batch, [made.noise() for _ in range(3)]) if name == "sac" else arguments
-    before = parameters(made)
-    before = {key: value.clone() for key, value in before.items()}
-    with NothingRead():
-        made.learn(*arguments)
-    assert any(not torch.equal(value, before[key]) for key, value in parameters(made).items())
-    (made.collector if name == "ppo" else made.experience).close()
+    made, heard = agent(name), set()
+    if name == "importance_weighted-stop":  # the CPU's Adam reads its step counts where some gradients are missing
+        made.optimizer = CapturableAdam(made.parameters)
+
+    def listened(key: str, function: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            heard.add(key)
+            with NothingRead():
+                return function(*graphs._mapped(arguments, lambda x: torch.tensor(x) if type(x) is float else x))
+
+        return run
+
+    for key, function in captured(made).items():
+        setattr(made, key, listened(key, function))
+    learn(made, 2)
+    assert len(heard) == sum(kinds > 0 for kinds in SMALL[name][1])
+    close(made)
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name.split("-")[0] in name.split("-")[-1]])
+def test_loading_a_state_forgets_the_graphs(name: str) -> None:
+    """What they read and wrote are other tensors then."""
+    made = in_static_buffers(agent(name))
+    learn(made, 1)
+    assert any(function._kinds for function in captured(made).values())
+    made.load_state_dict(made.state_dict())
+    assert not any(function._kinds for function in captured(made).values())
+    close(made)
+
+
+COMPILED = [name for name in SMALL if name not in ("off_policy-actions", "off_policy-values")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_updates_give_the_eager_updates_parameters(name: str) -> None:
+    """`--compile`, on the CPU: to rounding, after a few updates."""
+    torch._dynamo.reset()
+    eager, compiled = agent(name), agent(name, compile=True)
+    assert not any(inspect.ismethod(function) for key, function in captured(compiled).items() if key != "find_step")
+    learn(eager, 3), learn(compiled, 3)
+    second = parameters(compiled)
+    for key, value in parameters(eager).items():
+        torch.testing.assert_close(value, second[key], rtol=1e-3, atol=1e-4)
+    close(eager), close(compiled)
+    torch._dynamo.reset()
 
 
 class Pair(NamedTuple):
@@ -205,10 +285,12 @@ def test_no_cuda_device_is_one_clear_line(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_on_cuda_a_graph_gives_the_eager_updates_parameters(name: str) -> None:
     eager, graphed = agent(name, device="cuda", cudagraphs=False), agent(name, device="cuda")
-    assert isinstance(graphed.learn, GraphedUpdate)
-    learn(name, eager, 12), learn(name, graphed, 12)
-    assert any(kind.graph is not None for kind in graphed.learn._kinds.values())
+    functions = captured(graphed).values()
+    assert all(isinstance(function, GraphedUpdate) for function in functions)
+    learn(eager, 12), learn(graphed, 12)
+    assert any(kind.graph is not None for function in functions for kind in function._kinds.values())
     second = parameters(graphed)
     for key, value in parameters(eager).items():
         torch.testing.assert_close(value, second[key], rtol=1e-4, atol=1e-5)
         assert math.isfinite(float(value.sum()))
+    close(eager), close(graphed)
