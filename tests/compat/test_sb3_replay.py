@@ -339,6 +339,30 @@ def test_a_model_trains_saves_and_goes_on(algorithm, env_id, tmp_path) -> None:
     loaded.learn(40, reset_num_timesteps=False)
 
 
+@pytest.mark.parametrize("algorithm", ["DQN", "SAC", "TD3"])
+def test_a_model_takes_the_steps_that_it_takes_with_their_buffer(algorithm: str) -> None:
+    """The same positions drawn: the same parameters to the last bit, time limits and terminations on the way."""
+
+    class TheirDraws(ours.ReplayBuffer):
+        def sample(self, batch_size, env=None):
+            positions = np.random.randint(0, self.size(), size=batch_size)  # noqa: NPY002 theirs
+            np.random.randint(0, high=self.n_envs, size=batch_size)  # noqa: NPY002 their environments
+            return self._get_samples(positions, env)
+
+    def trained(kind, **options):
+        env_id = "CartPole-v1" if algorithm == "DQN" else "Pendulum-v1"
+        envs = make_vec_env(env_id, seed=0, wrapper_class=sb3.common.env_util.gym.wrappers.TimeLimit,
+                            wrapper_kwargs={"max_episode_steps": 15})  # fmt: skip
+        model = getattr(sb3, algorithm)(
+            "MlpPolicy", envs, replay_buffer_class=kind, replay_buffer_kwargs=options, seed=0, device="cpu",
+            buffer_size=40, learning_starts=5, batch_size=16, train_freq=1, policy_kwargs={"net_arch": [8]},
+        )  # fmt: skip
+        return model.learn(100).policy.parameters()
+
+    for own, other in zip(trained(TheirDraws, seed=1), trained(theirs.ReplayBuffer), strict=True):
+        assert torch.equal(own, other)
+
+
 def test_hindsight_goals_come_from_our_memory() -> None:
     """`HerReplayBuffer` reads the arrays: the same as over their memory, draws alike."""
     from stable_baselines3.common.envs import BitFlippingEnv
