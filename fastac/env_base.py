@@ -123,7 +123,7 @@ class Envs(ABC):
         observation_space: Box,
         action_space: Box | Discrete[Any],
         autoreset_mode: Literal["same_step", "next_step"],
-        restores_by: Literal["replay", "attributes"],
+        restores_by: Literal["replay", "attributes", "nothing"],
         remake: Callable[[], Envs],
     ) -> None:
         self.env_id = env_id
@@ -156,6 +156,23 @@ class Envs(ABC):
         Raises:
             ValueError: a wrong shape. TypeError: a dtype that does not go into the action space's.
         """
+
+    def step_async(self, actions: ArrayLike) -> None:
+        """Begin a step and return while others take it: processes ("async") or threads ("envpool").
+
+        `step_wait` ends it, and is the next thing to call. The two together are `step`.
+
+        Args:
+            actions: as for `step`.
+
+        Raises:
+            EnvError: these environments are stepped by the process that asks for it. ValueError, TypeError: as `step`.
+        """
+        raise EnvError(f"env_id {self.env_id!r}: its steps are taken in this process, none can be begun and left alone")
+
+    def step_wait(self) -> Step:
+        """Wait for the step that `step_async` began, and return what it gave."""
+        raise EnvError(f"env_id {self.env_id!r}: step_wait without step_async")
 
     @abstractmethod
     def close(self) -> None:

@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
 import gymnasium
 import numpy as np
+import threadpoolctl
 from gymnasium.vector import AutoresetMode, VectorWrapper
 from numpy.typing import ArrayLike, NDArray
 
 from fastac.env_base import Envs, Step, attempt, checked_spaces, make_env
+from fastac.env_pool import EnvPoolEnvs
 from fastac.env_state import ActionHistory, EnvError, Replayable, plain_attributes, set_plain_attributes
 
-__all__ = ["EnvError", "Envs", "Step", "Vectorization", "make_env", "make_envs"]
+__all__ = ["BESIDE_THE_CALLER", "EnvError", "Envs", "Step", "Vectorization", "make_env", "make_envs"]
 
-Vectorization = Literal["sync", "async", "vector_entry_point"]
+Vectorization = Literal["sync", "async", "vector_entry_point", "envpool"]
+BESIDE_THE_CALLER: tuple[Vectorization, ...] = ("async", "envpool")  # those with `Envs.step_async`
 
 
 def make_envs(
@@ -38,8 +42,9 @@ def make_envs(
         seed: each copy's first reset is seeded with a number of its own, drawn from `np.random.SeedSequence(seed)`,
             so that runs with neighbouring seeds share no environment; later resets continue its generator.
         vectorization: "sync" steps the copies one by one in this process; "async" gives each its process
-            (`gymnasium.vector.AsyncVectorEnv`); "vector_entry_point" takes the environment's own vector form.
-        **env_kwargs: passed to the environment, as by `gymnasium.make`.
+            (`gymnasium.vector.AsyncVectorEnv`); "vector_entry_point" takes the environment's own vector form;
+            "envpool" takes EnvPool's environment of that name (`fastac.env_pool`).
+        **env_kwargs: passed to the environment, as by `gymnasium.make`; to `envpool.make`, which has its own.
 
     Returns:
         The environments, still to be reset.
@@ -65,6 +70,7 @@ def make_envs(
         "sync": SyncEnvs,
         "async": AsyncEnvs,
         "vector_entry_point": EntryPointEnvs,
+        "envpool": EnvPoolEnvs,
     }
     if vectorization not in kinds:
         raise EnvError(f"vectorization: got {vectorization!r}, expected one of {', '.join(kinds)}")
@@ -143,6 +149,8 @@ class SyncEnvs(Envs):
         return np.array(observations, self._observation_dtype)
 
 
+THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
 _AUTORESET_MODES: dict[object, Literal["same_step", "next_step"]] = {
     AutoresetMode.SAME_STEP: "same_step",
     AutoresetMode.NEXT_STEP: "next_step",
@@ -180,7 +188,9 @@ class VectorEnvs(Envs):
 
     def step(self, actions: ArrayLike) -> Step:
         """See `Envs.step`."""
-        observations, rewards, terminated, truncated, infos = self._vector.step(self._checked(actions))
+        return self._stepped(*self._vector.step(self._checked(actions)))
+
+    def _stepped(self, observations: Any, rewards: Any, terminated: Any, truncated: Any, infos: Any) -> Step:
         self._observations[:] = observations
         rewards, terminated, truncated = np.array(rewards), np.array(terminated), np.array(truncated)
         next_step = self.autoreset_mode == "next_step"
@@ -215,11 +225,24 @@ def _replayable_in_worker(main_process: int, env: gymnasium.Env[Any, Any]) -> Re
     if os.getpid() != main_process:
         # Ctrl-C reaches every process at once. The main one has a checkpoint to write and needs the workers' states.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        one_thread()
     return Replayable(env)
 
 
+def one_thread() -> None:
+    """Keep the numerical libraries of this process to one thread each, those loaded already and those still to come.
+
+    For a process that has its own core's worth of work; and in a forked one, where OpenMP would wait for ever for the
+    threads that it had before the fork.
+    """
+    threadpoolctl.threadpool_limits(1)
+    if "torch" in sys.modules:  # the MKL inside it is seen by nobody else
+        sys.modules["torch"].set_num_threads(1)
+    os.environ.update(dict.fromkeys(THREAD_LIMITS, "1"))
+
+
 class AsyncEnvs(VectorEnvs):
-    """Copies in one process each (`gymnasium.vector.AsyncVectorEnv`), with same-step autoreset."""
+    """Copies in one process of one thread each (`gymnasium.vector.AsyncVectorEnv`), with same-step autoreset."""
 
     def __init__(self, env_id: str, num_envs: int, seed: int, env_kwargs: Mapping[str, Any]) -> None:
         # copy=False: the workers' shared memory is copied here, once.
@@ -234,9 +257,18 @@ class AsyncEnvs(VectorEnvs):
 
     def step(self, actions: ArrayLike) -> Step:
         """See `Envs.step`."""
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: ArrayLike) -> None:
+        """See `Envs.step_async`."""
         actions = self._checked(actions)
+        self._vector.step_async(actions)
         self._history.append(actions)
-        step = super().step(actions)
+
+    def step_wait(self) -> Step:
+        """See `Envs.step_wait`."""
+        step = self._stepped(*self._vector.step_wait())
         for index in np.flatnonzero(self._ended):
             self._history.restart(int(index))
         return step

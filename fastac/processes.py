@@ -19,10 +19,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fastac.envs import THREAD_LIMITS
+
 __all__ = ["Job", "last_progress", "run_jobs"]
 
 SECONDS_BETWEEN_LOOKS = 0.2
-THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,8 @@ Walk is known in closed form: from position x, action a leads to x + 1 or x - 1 
 at -3 or 3 and is cut after 6 steps. Observations are (x, steps since the start).
 """
 
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -98,6 +100,21 @@ class Continuous(Walk):
         self.observation = self.observation + np.array([move, 1], np.float32)
         x = float(self.observation[0])
         return self.observation, x, abs(x) >= EDGE, False, {}
+
+
+class Threads(Walk):
+    """Observes how many cores a matrix product of NumPy, and one of torch, keeps busy."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        import torch
+
+        busy = []
+        for square in (np.ones((600, 600)), torch.ones(600, 600)):
+            own, all_threads = time.thread_time(), time.process_time()
+            for _ in range(4):
+                square @ square
+            busy.append((time.process_time() - all_threads) / (time.thread_time() - own))
+        return np.array(busy, np.float32), 0.0, False, False, {}
 
 
 class Pixels(gymnasium.Env[Any, Any]):
@@ -195,6 +212,56 @@ class VectorWalk(VectorEnv[Any, Any, Any]):
         return self.observations, rewards, terminated, truncated, infos
 
 
+class PoolWalk:
+    """Walk as EnvPool would step it (its conventions, seen in 1.2.5); take it for the module `envpool`.
+
+    The step after an end is a reset that ignores its action. At the limit `truncated` hides a termination.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    observation_space, action_space = SPACE, Discrete(2)
+
+    def __init__(self, num_envs: int, seed: list[int], max_episode_steps: int, num_threads: int) -> None:
+        self.limit = max_episode_steps
+        self.generators = [np.random.default_rng(word) for word in seed]
+        self.walk = np.zeros((num_envs, 2), np.float32)
+        self.done = np.zeros(num_envs, np.bool_)
+
+    @staticmethod
+    def list_all_envs() -> list[str]:
+        return ["Walk-v0"]
+
+    @staticmethod
+    def make_spec(env_id: str, max_episode_steps: int = LIMIT, **others: Any) -> Any:
+        return SimpleNamespace(config=SimpleNamespace(max_episode_steps=max_episode_steps))
+
+    @staticmethod
+    def make_gymnasium(env_id: str, **kwargs: Any) -> "PoolWalk":
+        return PoolWalk(**kwargs)
+
+    def _restart(self, which: Any) -> None:
+        for i in np.flatnonzero(which):
+            self.walk[i] = self.generators[i].integers(-1, 2), 0
+        self.done[which] = False
+
+    def reset(self) -> tuple[Any, dict[str, Any]]:
+        self._restart(np.ones_like(self.done))
+        return self.walk.copy(), {}
+
+    def send(self, actions: Any) -> None:
+        self.actions = actions.copy()
+
+    def recv(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        fillers = self.done.copy()
+        self.walk += np.stack([2 * self.actions - 1, np.ones_like(self.actions)], 1)
+        rewards = np.where(fillers, 0, self.walk[:, 0]).astype(np.float32)
+        truncated = self.walk[:, 1] >= self.limit
+        terminated = (np.abs(rewards) >= EDGE) & ~truncated
+        self._restart(fillers)
+        self.done = (terminated | truncated) & ~fillers
+        return self.walk.copy(), rewards, terminated & ~fillers, truncated & ~fillers, {}
+
+
 class VectorWalkWithSecrets(VectorWalk):
     """Keeps state where nobody can look."""
 
@@ -219,6 +286,7 @@ for _env in (
     Counting,
     LevelOfSeed,
     Continuous,
+    Threads,
     WrongShape,
     Grid,
     Several,

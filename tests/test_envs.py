@@ -1,5 +1,7 @@
 """Vector environments: true final observations, fillers masked, and advantages that come out right."""
 
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import sample_envs
+from fresh import ROOT, SOURCES, run_python
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
@@ -26,6 +29,12 @@ def next_step_entry_point(num_envs: int = N, seed: int = 0) -> Envs:
     return make_envs("sample_envs:Walk-v0", num_envs, seed=seed, vectorization="vector_entry_point", mode="NextStep")
 
 
+def envpool_like(num_envs: int = N, seed: int = 0) -> Envs:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "envpool", sample_envs.PoolWalk)
+        return make_envs("Walk-v0", num_envs, seed=seed, vectorization="envpool")
+
+
 MAKERS: dict[str, Maker] = {
     "sync": lambda: make_envs("sample_envs:Walk-v0", N, seed=0),
     "one array": lambda: make_envs("sample_envs:OneArray-v0", N, seed=0),
@@ -33,6 +42,7 @@ MAKERS: dict[str, Maker] = {
     "async, one array": lambda: make_envs("sample_envs:OneArray-v0", N, seed=0, vectorization="async"),
     "same-step entry point": same_step_entry_point,
     "next-step entry point": next_step_entry_point,
+    "EnvPool's conventions": envpool_like,
 }
 
 
@@ -339,6 +349,63 @@ def test_module_and_keyword_arguments_reach_every_vectorization() -> None:
         assert envs.step([1, 0]).truncated.all()
         envs.close()
         envs.close()
+
+
+@pytest.mark.parametrize(
+    "begun_beside", [lambda: make_envs("CartPole-v1", N, seed=0, vectorization="async"), envpool_like]
+)
+def test_a_step_begun_and_waited_for_is_a_step(begun_beside: Maker) -> None:
+    """The caller's array is its own as soon as the step has begun."""
+    whole, parts = begun_beside(), begun_beside()
+    assert whole.reset().tobytes() == parts.reset().tobytes()
+    for t in range(60):
+        actions = np.array([t % 2, 1, t % 3 % 2])
+        step = whole.step(actions)
+        parts.step_async(actions)
+        actions[:] = 7
+        for a, b in zip(step, parts.step_wait(), strict=True):
+            assert a.tobytes() == b.tobytes()
+    parts.step_async([0, 0, 0])
+    with pytest.raises(Exception, match="step_async"):
+        parts.step_async([0, 0, 0])
+    parts.step_wait()
+    with pytest.raises(Exception, match=r"step_async|no step was begun"):
+        parts.step_wait()
+    parts.step_async([0, 0, 0])
+    for envs in (whole, parts):
+        envs.close()
+        envs.close()
+
+
+def test_what_steps_in_this_process_begins_no_step() -> None:
+    for envs in (make_envs("CartPole-v1", 2, seed=0), next_step_entry_point(2)):
+        envs.reset()
+        with pytest.raises(EnvError, match="its steps are taken in this process"):
+            envs.step_async([0, 1])
+        with pytest.raises(EnvError, match="step_wait without step_async"):
+            envs.step_wait()
+
+
+def test_a_worker_has_one_thread_of_its_own() -> None:
+    """Whatever its libraries had before; torch's threads, started before the fork, would be waited for without end."""
+    code = """
+import os, numpy as np, torch
+import sample_envs
+from fastac.envs import make_envs
+torch.set_num_threads(2)
+square = torch.ones(600, 600)
+for _ in range(3): square @ square
+envs = make_envs("sample_envs:Threads-v0", 2, seed=0, vectorization="async")
+envs.reset()
+for _ in range(2): step = envs.step([0, 1])
+print(*step.observations.max(0), torch.get_num_threads())
+envs.close()
+"""
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "2")
+    sources = os.pathsep.join([SOURCES, str(ROOT / "tests")])
+    numpy, torch, here = map(float, run_python(code, path=sources, env=limits, timeout=60).split())
+    assert numpy < 1.5 > torch
+    assert here == 2
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])

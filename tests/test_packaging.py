@@ -91,7 +91,7 @@ def test_metadata(wheel: Path) -> None:
     base = {line for line in lines if line.startswith("Requires-Dist:") and "extra ==" not in line}
     assert {line.split()[1].split(">")[0].split("<")[0] for line in base} == {"numpy", "numba"}
     extras = {line.split()[1] for line in lines if line.startswith("Provides-Extra:")}
-    assert extras == {"torch", "train", "mujoco", "cuda", "bench", "test"}
+    assert extras == {"torch", "train", "mujoco", "envpool", "cuda", "bench", "test"}
 
 
 def test_import_is_light(site: Path) -> None:
