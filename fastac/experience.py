@@ -257,6 +257,15 @@ class Experience(Generic[A]):
             indices, priorities = indices.cpu(), priorities.cpu()
         replay.update_priorities(indices, priorities)
 
+    def check_priorities(self) -> None:
+        """Raises for priorities that a buffer on CUDA refused without saying so at once; waits for the device.
+
+        Raises:
+            ValueError: Some were not finite: values diverge.
+        """
+        if isinstance(self.replay, DevicePrioritizedReplayBuffer):
+            self.replay.check()
+
     def state_dict(self) -> dict[str, Any]:
         """Returns everything needed to go on bit for bit; `envs` is None where their state cannot be restored."""
         kind, metadata, arrays = self.replay.__reduce__()[1]

@@ -1,3 +1,4 @@
+from functools import partial
 from types import SimpleNamespace
 
 import gymnasium
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from fastac import checkpoint
-from fastac.buffers import PrioritizedReplayBuffer
+from fastac.buffers import DevicePrioritizedReplayBuffer, PrioritizedReplayBuffer
 from fastac.envs import EnvError
 from fastac.experience import Experience
 from fastac.networks import make_actor, make_tanh_actor, make_tanh_gaussian_actor
@@ -126,6 +127,23 @@ def test_it_goes_on_bit_for_bit(tmp_path, replay):
     assert (tmp_path / "checkpoint_a").read_bytes() == (tmp_path / "checkpoint_b").read_bytes()
     for held in (straight, first, second):
         held.close()
+
+
+def test_priorities_that_a_device_refused_are_named():
+    """The buffer on CUDA, here on the CPU, told not to look: whoever logs hears of it."""
+    held = experience(replay=partial(DevicePrioritizedReplayBuffer, device="cpu"))
+    for _ in range(10):
+        held.step(held.sampled_actions())
+    held.check_priorities()
+    held.replay._may_read = False
+    batch = held.sample(4)
+    held.update_priorities(batch.indices, torch.full((4,), torch.nan))
+    with pytest.raises(ValueError, match="priorities: 1 updates had one that is not finite"):
+        held.check_priorities()
+    held.close()
+    held = experience(replay=PrioritizedReplayBuffer)
+    held.check_priorities()
+    held.close()
 
 
 def test_a_batch_is_drawn_into_the_same_memory():

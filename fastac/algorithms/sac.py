@@ -404,6 +404,7 @@ def train(
                     values = torch.stack(records).nanmean(0).tolist() if records else [math.nan] * len(METRICS)
                     metrics = dict(zip(METRICS, values, strict=True))
                     metrics["charts/learning_rate"] = sac.policy_optimizer.param_groups[0]["lr"]
+                    experience.check_priorities()
                     run.record(experience.global_step, metrics, episodes, sac.state_dict)
                 return run.finish(experience.global_step, sac.state_dict)
         finally:
