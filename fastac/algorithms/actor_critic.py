@@ -92,7 +92,7 @@ class Config:
     log_interval: int = 50
     """Rollouts that make an iteration: one row of the log, the mean over their updates."""
     vectorization: Vectorization = "sync"
-    """One process; one process each; or the environment's own vector form, where it has one."""
+    """One process; one process each; the environment's own vector form, where it has one; or EnvPool's threads."""
     device: str = "cpu"
     """Where the networks live: cpu, cuda, cuda:1, ..."""
     cudagraphs: bool = True

@@ -52,7 +52,7 @@ from fastac.buffers import Transitions
 from fastac.buffers.transfer import sent
 from fastac.capturable import make_adam
 from fastac.distributions import Categorical, TanhGaussian, gumbel
-from fastac.envs import EnvError
+from fastac.envs import EnvError, Vectorization
 from fastac.experience import Episodes, Experience
 from fastac.networks import (
     Activation,
@@ -116,8 +116,8 @@ class Config:
     """Widths of the hidden layers, of the actor and of the critic."""
     activation: Activation = "relu"
     """Between the layers."""
-    vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"
-    """One process; one process each; or the environment's own vector form, where it has one."""
+    vectorization: Vectorization = "sync"
+    """One process; one process each; the environment's own vector form, where it has one; or EnvPool's threads."""
     log_interval: int = 1_000
     """Environment steps between rows of the log."""
     device: str = "cpu"

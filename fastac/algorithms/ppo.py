@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from fastac import graphs
 from fastac.buffers import Batch
 from fastac.capturable import make_adam
 from fastac.collector import Collector
+from fastac.envs import Vectorization
 from fastac.fused import fused_ppo_loss
 from fastac.losses import METRICS
 from fastac.networks import Activation, Actor
@@ -83,8 +84,8 @@ class Config:
     """Widths of the hidden layers, of the actor and of the critic."""
     activation: Activation = "tanh"
     """Between the layers."""
-    vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"
-    """One process; one process each; or the environment's own vector form, where it has one."""
+    vectorization: Vectorization = "sync"
+    """One process; one process each; the environment's own vector form, where it has one; or EnvPool's threads."""
     device: str = "cpu"
     """Where the networks live: cpu, cuda, cuda:1, ..."""
     cudagraphs: bool = True

@@ -79,7 +79,7 @@ class Config:
     activation: Activation = "tanh"
     """Between the layers."""
     vectorization: Vectorization = "sync"
-    """One process; one process each; or the environment's own vector form, where it has one."""
+    """One process; one process each; the environment's own vector form, where it has one; or EnvPool's threads."""
     device: str = "cpu"
     """Where the networks live: cpu, cuda, cuda:1, ..."""
     torch_threads: int = 1

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from fastac import graphs
 from fastac.buffers import Transitions
 from fastac.buffers.transfer import sent
 from fastac.capturable import make_adam
+from fastac.envs import Vectorization
 from fastac.experience import Episodes, Experience
 from fastac.fused_q import fused_q_loss
 from fastac.networks import Activation, make_tanh_actor
@@ -79,8 +80,8 @@ class Config:
     """Widths of the hidden layers, of the actor and of the critics."""
     activation: Activation = "relu"
     """Between the layers."""
-    vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"
-    """One process; one process each; or the environment's own vector form, where it has one."""
+    vectorization: Vectorization = "sync"
+    """One process; one process each; the environment's own vector form, where it has one; or EnvPool's threads."""
     log_interval: int = 1_000
     """Environment steps between rows of the log."""
     device: str = "cpu"
