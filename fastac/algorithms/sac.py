@@ -20,7 +20,7 @@ import dataclasses
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from fastac import graphs
 from fastac.buffers import PrioritizedReplayBuffer, ReplayBuffer, Transitions
 from fastac.buffers.transfer import sent
 from fastac.capturable import make_adam
+from fastac.envs import Vectorization
 from fastac.experience import Episodes, Experience
 from fastac.fused_q import fused_policy_loss, fused_q_loss, soft_q_targets
 from fastac.networks import Activation, make_tanh_gaussian_actor
@@ -92,8 +93,8 @@ class Config:
     """Widths of the hidden layers, of the actor and of the critics."""
     activation: Activation = "relu"
     """Between the layers."""
-    vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"
-    """One process; one process each; or the environment's own vector form, where it has one."""
+    vectorization: Vectorization = "sync"
+    """One process; one process each; the environment's own vector form, where it has one; or EnvPool's threads."""
     log_interval: int = 1_000
     """Environment steps between rows of the log."""
     device: str = "cpu"
