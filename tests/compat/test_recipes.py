@@ -120,18 +120,25 @@ def test_rl_games(monkeypatch: pytest.MonkeyPatch) -> None:
     close(mine, other)
 
 
-def test_rllib(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Episodes one after the other, each longer by the row that the connector adds."""
+@pytest.mark.parametrize("added_rows_cut", [False, True])
+def test_rllib(added_rows_cut: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Episodes one after the other, each longer by the row that the connector adds: both right at time limits."""
     module = "ray.rllib.connectors.learner.general_advantage_estimation"
     names, theirs = recipe("rllib", monkeypatch, module, "compute_value_targets")
     generator = np.random.default_rng(3)
     values, rewards = generator.standard_normal((2, 60)).astype(np.float32)
-    terminateds, truncateds = np.zeros((2, 60), bool)
+    terminateds, truncateds, added = np.zeros((3, 60), bool)
     terminateds[[10, 33]] = True
     truncateds[[20, 45, 58]] = True
-    truncateds[[11, 21, 34, 46, 59]] = True  # the rows that were added
-    given = (values, rewards, terminateds, truncateds, GAMMA, LAMBDA)
-    close(names["compute_value_targets"](*given), theirs(*given))
+    added[[11, 21, 34, 46, 59]] = True
+    flags = terminateds, truncateds | (added & added_rows_cut)
+    mine = names["compute_value_targets"](values, rewards, *flags, GAMMA, LAMBDA)
+    close(mine, theirs(values, rewards, *flags, GAMMA, LAMBDA))
+    # Row R1. Without the added rows: the next row's V is that of the observation before any reset.
+    real = ~added
+    following = np.append(values[1:], np.float32(0))[real]
+    arrays = rewards[real], values[real], following, terminateds[real], truncateds[real]
+    close(mine[real], fastac.gae(*arrays, gamma=GAMMA, gae_lambda=LAMBDA).returns)
 
 
 def test_what_v_of_the_state_before_costs_at_a_time_limit() -> None:
