@@ -54,7 +54,7 @@ def run(
     learners: Any = gpu_learners.CASES
     if tiny:
         small = {"batch": 16, "observation": 3, "action": 2, "width": 8}
-        learners = [(name, kind, small) for name, kind, _ in gpu_learners.CASES[1:3]]
+        learners = [(name, kind, small) for name, kind, _ in gpu_learners.CASES[1:4]]
     parts: dict[str, Callable[[], Any]] = {
         "estimators": lambda: gpu_estimators.ours(device, shapes, bandwidth, seconds),
         "replay": lambda: gpu_replay.run(device, *replay, seconds),

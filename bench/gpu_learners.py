@@ -1,4 +1,4 @@
-"""SAC's and PPO's updates per second on a GPU: eager, compiled, in a CUDA graph, and both.
+"""SAC's, PPO's and A2C's updates per second on a GPU: eager, compiled, in a CUDA graph, and both.
 
 The updates are those of `fastac.algorithms`, put together from the same losses, networks and optimisers without what
 acts in environments: nothing here needs Gymnasium. A test holds them against the algorithms' own.
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from bench.gpu_timing import compiled, failure, measure
 from fastac.buffers.replay import Transitions
-from fastac.capturable import CapturableAdam, make_adam
+from fastac.capturable import make_adam, make_rmsprop
 from fastac.distributions import Categorical, TanhGaussian
 from fastac.graphs import GraphedUpdate
-from fastac.losses import ppo_loss
+from fastac.losses import a2c_loss, ppo_loss
 from fastac.q_losses import policy_loss, q_loss, q_targets
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
@@ -128,10 +128,42 @@ class PPO:
         return (observed, chosen, old, *numbers), 0.2
 
 
+class A2C:
+    """`fastac.algorithms.actor_critic.ActorCritic.step` for discrete actions, V's step being the policy's."""
+
+    def __init__(self, observation: int, actions: int, width: int, device: torch.device):
+        torch.manual_seed(0)
+        self.actor = mlp([observation, width, width, actions], nn.Tanh, device)
+        self.critic = mlp([observation, width, width, 1], nn.Tanh, device)
+        parameters = [*self.actor.parameters(), *self.critic.parameters()]
+        self.optimizer = make_rmsprop(parameters, lr=7e-4, eps=1e-5, max_grad_norm=0.5)
+        self.optimizers = [self.optimizer]
+
+    def step(self, batch: tuple[Tensor, ...]) -> Tensor:
+        observations, actions, advantages, targets, values = batch
+        total, metrics = a2c_loss(
+            Categorical(self.actor(observations)), actions, advantages, self.critic(observations), targets,
+            vf_coef=1.0, ent_coef=0.0,
+        )  # fmt: skip
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+        explained = 1.0 - (targets - values).var() / targets.var()
+        return torch.cat([metrics, explained.reshape(1)])
+
+    def arguments(self, batch: int, observation: int, actions: int, device: torch.device) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(1)
+        observed = torch.randn(batch, observation, generator=generator).to(device)
+        chosen = torch.randint(actions, (batch,), generator=generator).to(device)
+        numbers = [torch.randn(batch, generator=generator).to(device) for _ in range(3)]
+        return ((observed, chosen, *numbers),)
+
+
 CASES: tuple[tuple[str, Any, dict[str, int]], ...] = (
     ("SAC, batch 256, 256 wide", SAC, {"batch": 256, "observation": 17, "action": 6, "width": 256}),
     ("SAC, batch 4096, 256 wide", SAC, {"batch": 4096, "observation": 17, "action": 6, "width": 256}),
     ("PPO, minibatch 128, 64 wide", PPO, {"batch": 128, "observation": 4, "action": 2, "width": 64}),
+    ("A2C, rollout of 40, 64 wide", A2C, {"batch": 40, "observation": 4, "action": 2, "width": 64}),
     ("PPO, minibatch 32768, 256 wide", PPO, {"batch": 32768, "observation": 60, "action": 8, "width": 256}),
 )
 
@@ -147,8 +179,8 @@ def forms(
             learner = kind(observation, action, width, device)
             step = compiled(learner.step, backend) if name == "compiled" else learner.step
         if "graphed" in name:
-            adams = [x for x in learner.optimizers if isinstance(x, CapturableAdam)]
-            step = GraphedUpdate(step, device, optimizers=adams)
+            capturable = [x for x in learner.optimizers if hasattr(x, "prepare")]
+            step = GraphedUpdate(step, device, optimizers=capturable)
         arguments = learner.arguments(batch, observation, action, device)
         found[name] = lambda s=step, a=arguments: s(*a)
     return found

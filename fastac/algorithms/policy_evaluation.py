@@ -78,7 +78,7 @@ class Config:
     num_rollouts: int = 200
     """Rollouts from each of those states."""
     device: str = "cpu"
-    """Where the critics live: cpu, cuda, cuda:1, ..."""
+    """Where the critics live: cpu, cuda, cuda:1, ... All batches are fitted at once; no CUDA graph is captured."""
     torch_threads: int = 1
     """Threads of torch on the CPU."""
 

@@ -81,7 +81,8 @@ class Config:
     vectorization: Vectorization = "sync"
     """One process; one process each; the environment's own vector form, where it has one; or EnvPool's threads."""
     device: str = "cpu"
-    """Where the networks live: cpu, cuda, cuda:1, ..."""
+    """Where the networks live: cpu, cuda, cuda:1, ... No update is captured in a CUDA graph: one serves batches of
+    one size, and of whole episodes hardly two batches have the same."""
     torch_threads: int = 1
     """Threads of torch on the CPU while training; networks this small are fastest on one."""
 

@@ -11,7 +11,7 @@ import torch
 from fresh import ROOT
 
 from bench import gpu, gpu_learners, gpu_peers, gpu_replay, gpu_timing
-from fastac.algorithms import ppo, sac
+from fastac.algorithms import actor_critic, ppo, sac
 from fastac.buffers import Batch
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def test_all_parts_run_and_agree_with_the_cpu(capsys: pytest.CaptureFixture[str]
     assert result["parts"]["loss"]["difference"] < 1e-4
     assert [set(row["results"]) for row in result["parts"]["learners"]] == [
         {"eager", "compiled", "graphed", "compiled and graphed"}
-    ] * 2
+    ] * 3
     json.dumps(result)
 
 
@@ -122,6 +122,21 @@ def test_the_ppo_learner_is_the_algorithms() -> None:
     for _ in range(2):
         learner.step(rows, clip_coef)
         agent.step(Batch(*rows), clip_coef)
+    ours = [*learner.actor.parameters(), *learner.critic.parameters()]
+    for p, q in zip(ours, agent.parameters, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+    agent.collector.close()
+
+
+def test_the_a2c_learner_is_the_algorithms() -> None:
+    agent = actor_critic.ActorCritic(actor_critic.Config(hidden_sizes=(8, 8), num_envs=2, num_steps=8))
+    learner = gpu_learners.A2C(4, 2, 8, CPU)
+    learner.actor.load_state_dict(agent.actor.network.state_dict())
+    learner.critic.load_state_dict(agent.critic.state_dict())
+    (rows,) = learner.arguments(40, 4, 2, CPU)
+    for _ in range(2):
+        found = learner.step(rows)
+        torch.testing.assert_close(found, agent.step(actor_critic.Batch(*rows)), rtol=1e-4, atol=1e-5)
     ours = [*learner.actor.parameters(), *learner.critic.parameters()]
     for p, q in zip(ours, agent.parameters, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
