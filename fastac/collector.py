@@ -2,6 +2,9 @@
 
 The collector owns what lies between an actor and its experience: environments, normalisers, the rollout buffer, and the
 generator that actions are drawn with. Estimating and learning stay in the algorithm's file.
+
+No step is taken while the actor learns, as `fastac.experience` offers it: a rollout has to come from the policy that
+learns from it, and the first step of one would come from the policy before.
 """
 
 from __future__ import annotations

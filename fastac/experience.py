@@ -26,7 +26,7 @@ from fastac.buffers import (
 )
 from fastac.buffers.transfer import sent
 from fastac.collector import Episodes
-from fastac.envs import EnvError, make_envs
+from fastac.envs import BESIDE_THE_CALLER, EnvError, Step, make_envs
 from fastac.images import image_of
 from fastac.networks import AnyActor
 from fastac.normalize import ObservationNormalizer
@@ -48,7 +48,7 @@ class Experience(Generic[A]):
 
     Args:
         config: An algorithm's options, of which these are read: `env_id`, `num_envs`, `vectorization`, `seed`, `gamma`,
-            `buffer_size`, `normalize_observations`, `hidden_sizes`, `activation`, `device`.
+            `buffer_size`, `normalize_observations`, `hidden_sizes`, `activation`, `device`, `overlap`.
         make_actor: Builds the actor from the two spaces, `hidden_sizes`, `activation` and `generator`:
             `fastac.networks.make_tanh_gaussian_actor`, for example.
         n_step: The most rewards in a target.
@@ -70,14 +70,15 @@ class Experience(Generic[A]):
     Raises:
         fastac.envs.EnvError: the environment cannot be made, its spaces are unsupported, or its bounds are infinite
             where an actor's are not.
-        fastac.run.RunError: the device is not there, images were to be normalised, or the buffer is too small.
+        fastac.run.RunError: the device is not there, images were to be normalised, the buffer is too small, or nothing
+            can `overlap` because this process steps the environments.
 
     Example:
         >>> from types import SimpleNamespace
         >>> from fastac.networks import make_tanh_gaussian_actor
         >>> config = SimpleNamespace(
         ...     env_id="Pendulum-v1", num_envs=2, vectorization="sync", seed=0, gamma=0.99, buffer_size=1000,
-        ...     normalize_observations=True, hidden_sizes=(16,), activation="relu", device="cpu")
+        ...     normalize_observations=True, hidden_sizes=(16,), activation="relu", device="cpu", overlap=False)
         >>> experience = Experience(config, make_tanh_gaussian_actor)
         >>> for _ in range(100):
         ...     episodes = experience.step(experience.random_actions())
@@ -101,6 +102,11 @@ class Experience(Generic[A]):
         self.device = torch_device(config.device)
         if config.buffer_size < config.num_envs:
             raise RunError(f"buffer_size: got {config.buffer_size}, expected at least num_envs, {config.num_envs}")
+        if config.overlap and config.vectorization not in BESIDE_THE_CALLER:
+            raise RunError(
+                f"overlap: got True with vectorization {config.vectorization!r}, whose steps the learner takes itself, "
+                f"expected one of {', '.join(BESIDE_THE_CALLER)}"
+            )
         self.envs = make_envs(config.env_id, config.num_envs, seed=config.seed, vectorization=config.vectorization)
         try:
             self._build(config, make_actor, n_step, replay)
@@ -158,6 +164,7 @@ class Experience(Generic[A]):
         )
         self._dtype = np.dtype(np.uint8 if image else np.float32)
         self._batch: Transitions | None = None
+        self._begun: tuple[NDArray[Any], Step | None] | None = None
         self.global_step = self.num_steps = 0
         self.observations = self._reset()
 
@@ -182,15 +189,40 @@ class Experience(Generic[A]):
         return self.acting.mode(self.policy.observe(self.observations))
 
     def step(self, actions: NDArray[Any]) -> Episodes:
-        """Takes one step of every environment and stores it.
+        """Takes one step of every environment and stores it: `step_async`, then `step_wait`."""
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Begins a step of every environment; with `config.overlap` it goes on while the caller does something else.
+
+        Without, it is taken and stored at once, and what the caller does before `step_wait` comes after it. So a loop
+        that acts, begins a step, learns and waits is the plain one without `overlap`; with it, the same updates are
+        made of the same transitions, and actions come from the actor as it was one round of updates before.
 
         Args:
             actions: `(N, A)` float32 or `(N,)` int64, as the actor gives them; stored as they are.
+        """
+        taken = self.policy.environment_actions(actions)
+        if self.config.overlap:
+            self.envs.step_async(taken)
+            self._begun = actions, None
+        else:
+            self._begun = actions, self._stored(actions, self.envs.step(taken))
+
+    def step_wait(self) -> Episodes:
+        """Ends the step that `step_async` began: it is stored now, at the latest.
 
         Returns:
             Returns and lengths of the episodes that ended.
         """
-        step = self.envs.step(self.policy.environment_actions(actions))
+        assert self._begun is not None, "step_wait without step_async"
+        (actions, step), self._begun = self._begun, None
+        if step is None:
+            step = self._stored(actions, self.envs.step_wait())
+        return Episodes(step.episode_returns.tolist(), step.episode_lengths.tolist())
+
+    def _stored(self, actions: NDArray[Any], step: Step) -> Step:
         following = step.observations
         if len(step.final_observations):
             ended = (step.terminated | step.truncated) & step.mask
@@ -214,7 +246,7 @@ class Experience(Generic[A]):
         self.observations = step.observations
         self.global_step += int(np.count_nonzero(step.mask))
         self.num_steps += 1
-        return Episodes(step.episode_returns.tolist(), step.episode_lengths.tolist())
+        return step
 
     def sample(self, batch_size: int, **options: Any) -> Transitions:
         """Draws a batch of stored transitions, as tensors on the device; observations as the actor sees them now.

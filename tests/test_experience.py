@@ -17,7 +17,7 @@ from fastac.run import RunError
 def experience(env_id="Pendulum-v1", make=make_tanh_gaussian_actor, n_step=1, **options):
     config = {
         "env_id": env_id, "num_envs": 3, "vectorization": "sync", "seed": 5, "gamma": 0.9, "buffer_size": 6000,
-        "normalize_observations": False, "hidden_sizes": (8,), "activation": "relu", "device": "cpu",
+        "normalize_observations": False, "hidden_sizes": (8,), "activation": "relu", "device": "cpu", "overlap": False,
     }  # fmt: skip
     replay = options.pop("replay", None)
     more = {} if replay is None else {"replay": replay}

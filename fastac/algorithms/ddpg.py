@@ -77,6 +77,8 @@ class Config:
     """Between the layers."""
     vectorization: Vectorization = "sync"
     """One process; one process each; the environment's own vector form, where it has one; or EnvPool's threads."""
+    overlap: bool = False
+    """Learn while async or envpool steps the environments, by the actor before the last updates; wants two cores."""
     log_interval: int = 1_000
     """Environment steps between rows of the log."""
     device: str = "cpu"
@@ -310,14 +312,15 @@ def train(
                     end = min(next_log, config.total_timesteps)
                     while experience.global_step < end and not run.stopped:
                         warming_up = experience.global_step < config.learning_starts
-                        ended = experience.step(experience.random_actions() if warming_up else ddpg.explore())
-                        episodes.returns.extend(ended.returns)
-                        episodes.lengths.extend(ended.lengths)
+                        experience.step_async(experience.random_actions() if warming_up else ddpg.explore())
                         if experience.num_steps % config.train_frequency == 0:
                             ddpg.anneal(1.0 - experience.global_step / config.total_timesteps)
                             learnt = experience.global_step - config.learning_starts
                             while ddpg.num_updates < int(learnt * config.updates_per_step):
                                 records.append(ddpg.update())
+                        ended = experience.step_wait()
+                        episodes.returns.extend(ended.returns)
+                        episodes.lengths.extend(ended.lengths)
                     values = torch.stack(records).nanmean(0).tolist() if records else [math.nan] * len(METRICS)
                     metrics = dict(zip(METRICS, values, strict=True))
                     metrics["charts/learning_rate"] = ddpg.policy_optimizer.param_groups[0]["lr"]
