@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu_timing import failure, measure
-from fastac.buffers import DevicePrioritizedReplayBuffer, DeviceReplayBuffer
+from fastac.buffers import DevicePrioritizedReplayBuffer, DeviceReplayBuffer, device_gather
 
 
 class Fields:
@@ -49,10 +49,12 @@ class SumTree:
         return index, self.levels[-1][index]
 
 
-def filled(kind: Any, capacity: int, observation: int, action: int, device: torch.device) -> Any:
+def filled(kind: Any, capacity: int, observation: int, action: int, device: torch.device, n_step: int = 1) -> Any:
     example = {"observations": np.zeros(observation, np.float32), "actions": np.zeros(action, np.float32)}
-    buffer = kind.from_example(capacity, example, num_envs=None, device=device)
     step = min(capacity, 65_536)
+    envs = None if n_step == 1 else max(step // 8, 1)
+    buffer = kind.from_example(capacity, example, num_envs=envs, n_step=n_step, device=device)
+    step = envs or step
     for _ in range(0, capacity, step):
         x, a, n = torch.randn(step, observation, device=device), torch.randn(step, action, device=device), step
         flags = torch.zeros(n, dtype=torch.bool, device=device)
@@ -60,33 +62,28 @@ def filled(kind: Any, capacity: int, observation: int, action: int, device: torc
     return buffer
 
 
-def gathered_by_our_kernel(rows: Tensor, size: int) -> Any:
-    """The same gather of packed rows as `index_select`, by fastac's kernel; None where it cannot run."""
-    from fastac import _torch_cuda
-
-    cuda = _torch_cuda.kernels() if rows.is_cuda else None
-    if cuda is None:
-        return None
-    index = torch.randint(len(rows), (size,), device=rows.device)
-    out = torch.empty((size, rows.shape[1]), dtype=torch.uint8, device=rows.device)
-    where = rows.device.index or 0
-
-    def call() -> None:
-        stream = _torch_cuda.stream_of(where)
-        cuda.gather_rows_at(
-            rows.data_ptr(), index.data_ptr(), out.data_ptr(), size, rows.shape[1], rows.shape[1], stream, where
-        )
-
-    call()
-    if not torch.equal(out, rows.index_select(0, index)):
+def gathers(buffer: Any, size: int) -> dict[str, Any]:
+    """A batch gathered by fastac's kernel, and by torch operations; nothing where the kernel cannot run."""
+    ring = buffer._ring
+    serials = torch.randint(max(buffer.added - len(ring.rows), 0), buffer.added, (size,), device=ring.rows.device)
+    found = device_gather.by_kernel(ring, serials) if ring.rows.is_cuda else None
+    if found is None:
+        return {}
+    wanted, tail = device_gather.by_torch(ring, serials), ring.packing.following.start
+    same = torch.equal(found.last_rows[:, tail:], wanted.last_rows[:, tail:])
+    if not (same and torch.equal(found.rows, wanted.rows) and torch.equal(found.discounts, wanted.discounts)):
         raise AssertionError("the kernel gathers other rows")
-    return call, lambda: rows.index_select(0, index)
+    return {
+        f"gather, n = {ring.n_step}, one kernel": lambda: device_gather.by_kernel(ring, serials),
+        f"gather, n = {ring.n_step}, torch": lambda: device_gather.by_torch(ring, serials),
+    }
 
 
 def run(device: torch.device, capacity: int, sizes: tuple[int, ...], seconds: float) -> list[dict[str, Any]]:
     """Uniform and prioritized, for every batch size; observations of 17 numbers, actions of 6."""
     observation, action = 17, 6
     uniform = filled(DeviceReplayBuffer, capacity, observation, action, device)
+    three = filled(DeviceReplayBuffer, capacity, observation, action, device, n_step=3)
     weighted = filled(DevicePrioritizedReplayBuffer, capacity, observation, action, device)
     fields, tree = Fields(capacity, observation, action, device), SumTree(capacity, device)
     tree.update(torch.arange(capacity, device=device), torch.ones(capacity, dtype=torch.float64, device=device))
@@ -98,9 +95,7 @@ def run(device: torch.device, capacity: int, sizes: tuple[int, ...], seconds: fl
             "index_select of each field": lambda n=size: fields.sample(n),
         }
         try:
-            kernel = gathered_by_our_kernel(uniform._rows, size)
-            if kernel is not None:
-                calls["fastac's gather alone"], calls["index_select of rows alone"] = kernel
+            calls |= gathers(uniform, size) | gathers(three, size)
         except Exception as problem:
             rows.append({"gather": failure(problem)})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from functools import lru_cache
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -19,11 +19,16 @@ from fastac import _arrays
 from fastac._arrays import Arguments
 from fastac._estimators import ESTIMATORS
 from fastac._torch_memory import LIKE, WORK, flags, floats, is_transposed, operands, result_dtype
+from fastac_kernels.operands import FULL, MASK, TERMINATED, TRUNCATED, VALUES
 
 _empty, _empty_like = torch.empty, torch.empty_like
 _bool = torch.bool
 # The kernels; False: not looked for yet; None: they cannot run.
 _kernels: ModuleType | bool | None = False
+# Of the calls so far, how each kind is launched.
+_plans: dict[tuple[Any, ...], tuple[Callable[..., None], int, bool, bool]] = {}
+_loss_plans: dict[tuple[Any, ...], tuple[Callable[..., None], Tensor, Tensor, Tensor]] = {}
+MOST_PLANS = 1024
 
 
 def stream_of(device: int) -> int:
@@ -117,12 +122,12 @@ def _launch(
             index,
         )  # fmt: skip
     except Exception as error:
-        _refused(error)
+        refused(error)
         return False
     return True
 
 
-def _refused(error: Exception) -> None:
+def refused(error: Exception) -> None:
     """What a launch raised: kernels that cannot be had are done without; a capture or a broken context is not."""
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
@@ -139,14 +144,18 @@ def plain(name: str, arguments: Arguments, scalars: tuple[Any, ...]) -> tuple[Te
     rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first, log_ratios = arguments
     if cu_seqlens is not None or batch_first or type(next_values) is not Tensor or not _kernels:
         return None
+    # A property of a tensor takes 40 ns and its shape 90: each is asked for once.
     dtype, shape, device = rewards.dtype, rewards.shape, rewards.get_device()
-    like, dimensions = LIKE.get(dtype), len(shape)
-    if like is None or not 0 < dimensions < 3 or not rewards.is_contiguous() or rewards.is_neg():
+    if (
+        next_values.dtype is not dtype or next_values.get_device() != device or not next_values.is_contiguous()
+        or next_values.is_neg() or not rewards.is_contiguous() or rewards.is_neg()
+    ):  # fmt: skip
         return None
-    for x in (values, next_values, log_ratios):
+    for x in (log_ratios, values):
         if x is not None and not (
-            type(x) is Tensor and x.dtype is dtype and x.get_device() == device and x.is_contiguous() and not x.is_neg()
-        ):
+            type(x) is Tensor and x.dtype is dtype and x.shape == shape and x.get_device() == device
+            and x.is_contiguous() and not x.is_neg()
+        ):  # fmt: skip
             return None
     for x in (terminated, truncated, mask):
         if x is not None and not (
@@ -154,44 +163,68 @@ def plain(name: str, arguments: Arguments, scalars: tuple[Any, ...]) -> tuple[Te
             and x.is_contiguous()
         ):  # fmt: skip
             return None
-    _, more, count, reads_values, reads_ratios, full_only, _ = ESTIMATORS[name]
-    two = dimensions == 2
-    lanes, last = shape[1] if two else 1, next_values.shape
-    full = last == shape
-    if not full and not (two and truncated is None and not full_only and len(last) == 1 and last[0] == lanes):
+    key = (
+        name, dtype, shape, next_values.shape, log_ratios is None, values is None, terminated is None,
+        truncated is None, mask is None, scalars,
+    )  # fmt: skip
+    plan = _plans.get(key) or _plan(*key)
+    if plan is None:
         return None
-    if reads_ratios and (log_ratios is None or log_ratios.shape != shape):
-        return None
-    if values is None:
-        if reads_values == "always" or (reads_values == "short" and not full):
-            return None
-    elif values.shape != shape:
-        return None
-    total = rewards.numel()
-    if total == 0:
-        return None
-    outputs = (_empty_like(rewards),) if count == 1 else (_empty_like(rewards), _empty_like(rewards))
-    following = next_values.data_ptr()
-    addresses = [
-        rewards.data_ptr(), 0 if values is None else values.data_ptr(),
-        following if full else 0, 0 if full else following,
-        0 if terminated is None else terminated.data_ptr(), 0 if truncated is None else truncated.data_ptr(),
-        0 if mask is None else mask.data_ptr(), 0, *[x.data_ptr() for x in outputs],
-    ]  # fmt: skip
-    if reads_ratios:
-        addresses.insert(0, log_ratios.data_ptr())
-    cuda: Any = _kernels
-    carries = cuda.carries_size(total, 1, lanes)
+    launch, carries, full, two = plan
+    following, first = next_values.data_ptr(), _empty_like(rewards)
+    second = _empty_like(rewards) if two else None
     scratch = _empty(carries, dtype=dtype, device=rewards.device) if carries else None
+    addresses = (
+        0 if log_ratios is None else log_ratios.data_ptr(), rewards.data_ptr(),
+        0 if values is None else values.data_ptr(), following if full else 0, 0 if full else following,
+        0 if terminated is None else terminated.data_ptr(), 0 if truncated is None else truncated.data_ptr(),
+        0 if mask is None else mask.data_ptr(), 0, first.data_ptr(), 0 if second is None else second.data_ptr(),
+        0 if scratch is None else scratch.data_ptr(),
+    )  # fmt: skip
     try:
-        cuda.ESTIMATORS[name](
-            *addresses, total, 1, lanes, *scalars, *more, like, 0 if scratch is None else scratch.data_ptr(),
-            stream_of(device), device,
-        )  # fmt: skip
+        launch(addresses, stream_of(device), device)
     except Exception as error:
-        _refused(error)
+        refused(error)
         return None
-    return outputs
+    return (first,) if second is None else (first, second)
+
+
+def _plan(
+    name: str, dtype: torch.dtype, shape: torch.Size, last: torch.Size, no_ratios: bool, no_values: bool,
+    no_terminated: bool, no_truncated: bool, no_mask: bool, scalars: tuple[Any, ...],
+) -> tuple[Callable[..., None], int, bool, bool] | None:  # fmt: skip
+    """What launches `plain`'s call, elements to work in, whether next values are full, whether there are two outputs.
+
+    All that depends on shapes, dtype, scalars and on which operands there are is looked at here, once; None where that
+    is no such call.
+    """
+    like, dimensions = LIKE.get(dtype), len(shape)
+    if like is None or not 0 < dimensions < 3 or math.prod(shape) == 0:
+        return None
+    _, more, count, reads_values, reads_ratios, full_only, _ = ESTIMATORS[name]
+    full = last == shape
+    if not full and (full_only or not no_truncated or dimensions == 1 or last != shape[1:]):
+        return None
+    if no_ratios == reads_ratios or (
+        no_values and (reads_values == "always" or (reads_values == "short" and not full))
+    ):
+        return None
+    present = (
+        (0 if no_values else VALUES) | (FULL if full else 0) | (0 if no_terminated else TERMINATED)
+        | (0 if no_truncated else TRUNCATED) | (0 if no_mask else MASK)
+    )  # fmt: skip
+    cuda: Any = _kernels
+    lanes = shape[1] if dimensions == 2 else 1
+    try:
+        carries, launch = cuda.PLANS[name](type(like), present, math.prod(shape), 1, lanes, *scalars, *more)
+    except Exception as error:
+        refused(error)
+        return None
+    if len(_plans) >= MOST_PLANS:  # shapes come and go
+        _plans.clear()
+    key = (name, dtype, shape, last, no_ratios, no_values, no_terminated, no_truncated, no_mask, scalars)
+    plan = _plans[key] = launch, carries, full, count == 2
+    return plan
 
 
 def ppo_clip_loss(
@@ -199,42 +232,53 @@ def ppo_clip_loss(
     dual_clip: float,
 ) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
     """`fastac.ppo_clip_loss` on checked CUDA tensors; loss, gradient and statistics, or None as in `estimate`."""
-    cuda = kernels()
-    if cuda is None:
+    if kernels() is None:
         return None
     work = WORK.get(log_probs.dtype, log_probs.dtype)
-    memory = [floats(x, work) for x in (log_probs, old_log_probs, advantages)]
-    valid = flags(mask)
-    return _loss(cuda, memory, valid, clip_coef, dual_clip, work)
+    memory = floats(log_probs, work), floats(old_log_probs, work), floats(advantages, work)
+    key = (work, log_probs.shape, log_probs.get_device(), mask is None, clip_coef, dual_clip)
+    return _loss(*memory, flags(mask), key)
 
 
 def _loss(
-    cuda: Any, memory: list[Tensor], valid: Tensor | None, clip_coef: float, dual_clip: float, work: torch.dtype
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor | None, key: tuple[Any, ...]
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    anchor = memory[0]
-    total, device = anchor.numel(), anchor.device
-    gradient = _empty_like(anchor)
-    sizes = cuda.partials_size(total)
-    like_loss, like_statistics, like_partials = _numbers(work, device, sizes)
-    loss, statistics, partials = _empty_like(like_loss), _empty_like(like_statistics), _empty_like(like_partials)
-    index = device.index or 0
+    """The loss of contiguous tensors of one dtype; `key` is what `_loss_plan` takes."""
+    plan = _loss_plans.get(key) or _loss_plan(*key)
+    if plan is None:
+        return None
+    launch, like_loss, like_statistics, like_partials = plan
+    loss, gradient = _empty_like(like_loss), _empty_like(log_probs)
+    statistics, partials = _empty_like(like_statistics), _empty_like(like_partials)
+    addresses = (
+        log_probs.data_ptr(), old_log_probs.data_ptr(), advantages.data_ptr(), 0 if mask is None else mask.data_ptr(),
+        loss.data_ptr(), gradient.data_ptr(), statistics.data_ptr(), partials.data_ptr(),
+    )  # fmt: skip
     try:
-        cuda.ppo_clip_loss_at(
-            *[x.data_ptr() for x in memory], 0 if valid is None else valid.data_ptr(), loss.data_ptr(),
-            gradient.data_ptr(), statistics.data_ptr(), total, clip_coef, dual_clip, LIKE[work], partials.data_ptr(),
-            stream_of(index), index,
-        )  # fmt: skip
+        launch(addresses, stream_of(key[2]), key[2])
     except Exception as error:
-        _refused(error)
+        refused(error)
         return None
     return loss, gradient, statistics
 
 
-@lru_cache(maxsize=64)
-def _numbers(dtype: torch.dtype, device: torch.device, partials: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What `empty_like` is given, in half the time of `empty`: for a loss, its statistics and the blocks' sums."""
-    like: dict[str, Any] = {"dtype": dtype, "device": device}
-    return _empty((), **like), _empty(5, **like), _empty(partials, **like)
+def _loss_plan(
+    dtype: torch.dtype, shape: torch.Size, device: int, no_mask: bool, clip_coef: float, dual_clip: float
+) -> tuple[Callable[..., None], Tensor, Tensor, Tensor] | None:
+    """What launches it; and what `empty_like` is given, in half the time of `empty`, for all but the gradient."""
+    cuda: Any = _kernels
+    real, total = type(LIKE[dtype]), math.prod(shape)
+    try:
+        partials, launch = cuda.ppo_clip_loss_plan(real, total, not no_mask, clip_coef, dual_clip)
+    except Exception as error:
+        refused(error)
+        return None
+    like: dict[str, Any] = {"dtype": dtype, "device": device if device >= 0 else "cpu"}
+    if len(_loss_plans) >= MOST_PLANS:
+        _loss_plans.clear()
+    plan = launch, _empty((), **like), _empty(5, **like), _empty(partials, **like)
+    _loss_plans[dtype, shape, device, no_mask, clip_coef, dual_clip] = plan
+    return plan
 
 
 def plain_ppo_clip_loss(
@@ -244,9 +288,9 @@ def plain_ppo_clip_loss(
     if not _kernels:
         return None
     dtype, shape, device = log_probs.dtype, log_probs.shape, log_probs.get_device()
-    if dtype not in LIKE or math.prod(shape) == 0:
+    if dtype not in LIKE or 0 in shape or not log_probs.is_contiguous() or log_probs.is_neg():
         return None
-    for x in (log_probs, old_log_probs, advantages):
+    for x in (old_log_probs, advantages):
         if not (
             type(x) is Tensor and x.dtype is dtype and x.shape == shape and x.get_device() == device
             and x.is_contiguous() and not x.is_neg()
@@ -257,4 +301,4 @@ def plain_ppo_clip_loss(
         and mask.is_contiguous()
     ):  # fmt: skip
         return None
-    return _loss(_kernels, [log_probs, old_log_probs, advantages], mask, clip_coef, dual_clip, dtype)
+    return _loss(log_probs, old_log_probs, advantages, mask, (dtype, shape, device, mask is None, clip_coef, dual_clip))

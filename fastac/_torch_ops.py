@@ -155,15 +155,17 @@ for _name in _SCHEMAS:
     _register(_LIBRARY, _name)
 
 
+_is_compiling, _is_tracing = torch.compiler.is_compiling, torch._C._is_tracing
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_transform = torch._C._functorch.peek_interpreter_stack
+
+
 def _unheard() -> bool:
     """Whether nothing can be listening to the dispatcher: no compiler, mode, transform or tracer."""
     return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and not torch._C._is_tracing()
-    )
+        not _is_compiling() and _dispatch_modes() == 0 and _function_modes() == 0 and _transform() is None
+        and not _is_tracing()
+    )  # fmt: skip
 
 
 def _is_plain(arguments: Arguments) -> bool:
@@ -177,16 +179,16 @@ def _is_plain(arguments: Arguments) -> bool:
 
 
 def plain(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) -> tuple[Tensor, ...] | None:
-    """The common case, checked in a few microseconds: contiguous CPU tensors of one float dtype, boolean flags.
+    """The common case, checked in a few microseconds: contiguous tensors of one float dtype, boolean flags.
 
-    None where it is another case, or where something is wrong that `call` will name.
+    None where it is another case, or where something is wrong that `call` will name. `rewards` is a tensor proper.
     """
-    rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first, log_ratios = arguments
-    if cu_seqlens is not None or batch_first or type(rewards) is not Tensor or not _unheard():
+    if not _unheard():
         return None
-    if rewards.is_cuda and out is None:
+    if arguments[0].is_cuda and out is None:
         return _torch_cuda.plain(name, arguments, scalars)
-    if terminated is None:
+    rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first, log_ratios = arguments
+    if cu_seqlens is not None or batch_first or terminated is None:
         return None
     dtype, shape = rewards.dtype, rewards.shape
     like = _LIKE.get(dtype)

@@ -95,7 +95,9 @@ def gae(
         if result is not None:
             return cast("GAE[Array]", _new(GAE, result))
     scalars = (_arrays.unit_interval("gamma", gamma), _arrays.unit_interval("gae_lambda", gae_lambda))
-    arguments = Arguments(rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first)
+    arguments = _new(
+        Arguments, (rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first, None)
+    )
     return cast("GAE[Array]", _new(GAE, estimate("gae", arguments, scalars, out)))
 
 
@@ -151,7 +153,9 @@ def discounted_returns(
         if result is not None:
             return cast("Array", result)
     scalars = (_arrays.unit_interval("gamma", gamma),)
-    arguments = Arguments(rewards, None, next_values, terminated, truncated, mask, cu_seqlens, batch_first)
+    arguments = _new(
+        Arguments, (rewards, None, next_values, terminated, truncated, mask, cu_seqlens, batch_first, None)
+    )
     return cast("Array", estimate("discounted_returns", arguments, scalars, out)[0])
 
 
@@ -208,7 +212,9 @@ def lambda_returns(
         array([3.25, 5.  ])
     """
     scalars = (_arrays.unit_interval("gamma", gamma), _arrays.unit_interval("td_lambda", td_lambda))
-    arguments = Arguments(rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first)
+    arguments = _new(
+        Arguments, (rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first, None)
+    )
     return cast("Array", estimate("lambda_returns", arguments, scalars, out)[0])
 
 
@@ -264,18 +270,20 @@ def n_step_returns(
         array([ 7. , 11.5, 19. ])
     """
     scalars = (_arrays.positive_integer("n", n), _arrays.unit_interval("gamma", gamma))
-    arguments = Arguments(rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first)
+    arguments = _new(
+        Arguments, (rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first, None)
+    )
     return cast("Array", estimate("n_step_returns", arguments, scalars, out)[0])
 
 
 def estimate(name: str, arguments: Arguments, scalars: tuple[Any, ...], out: Any) -> tuple[Any, ...]:
     """Numpy arrays to the kernel, tensors to the op, by the shortest way that is right for them."""
-    if type(arguments.rewards) is np.ndarray:
+    kind, torch = type(arguments[0]), sys.modules.get("torch")
+    if kind is np.ndarray:
         arrays = _plain.estimate(ESTIMATORS[name], arguments, scalars, out)
         if arrays is not None:
             return arrays
-    torch = sys.modules.get("torch")
-    if torch is not None and type(arguments.rewards) is torch.Tensor:
+    elif torch is not None and kind is torch.Tensor:
         from fastac import _torch_ops
 
         outputs = _torch_ops.plain(name, arguments, scalars, out)

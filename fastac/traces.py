@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from fastac import _arrays
 from fastac._arrays import Arguments
-from fastac.returns import estimate
+from fastac.returns import _new, estimate
 
 Array = TypeVar("Array")
 
@@ -24,6 +24,8 @@ class VTrace(NamedTuple, Generic[Array]):
 
 def _clip(name: str, value: Any) -> float:
     """`value` as a float of at least 0, infinity allowed: it clips nothing."""
+    if type(value) is float and value >= 0.0:
+        return value
     if isinstance(value, bool) or not isinstance(value, Real):
         _arrays.fail(name, "a number of at least 0", type(value).__name__, TypeError)
     number = float(value)
@@ -105,10 +107,11 @@ def vtrace(
         _arrays.unit_interval("gamma", gamma), _arrays.unit_interval("trace_lambda", trace_lambda),
         _clip("rho_clip", rho_clip), _clip("c_clip", c_clip), _clip("pg_rho_clip", pg_rho_clip),
     )  # fmt: skip
-    arguments = Arguments(
-        rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first, log_ratios
+    arguments = _new(
+        Arguments,
+        (rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first, log_ratios),
     )
-    return cast("VTrace[Array]", VTrace(*estimate("vtrace", arguments, scalars, out)))
+    return cast("VTrace[Array]", _new(VTrace, estimate("vtrace", arguments, scalars, out)))
 
 
 def retrace(
@@ -167,7 +170,8 @@ def retrace(
         array([3.5, 5. ])
     """
     scalars = (_arrays.unit_interval("gamma", gamma), _arrays.unit_interval("trace_lambda", trace_lambda))
-    arguments = Arguments(
-        rewards, q_values, next_values, terminated, truncated, mask, cu_seqlens, batch_first, log_ratios
+    arguments = _new(
+        Arguments,
+        (rewards, q_values, next_values, terminated, truncated, mask, cu_seqlens, batch_first, log_ratios),
     )
     return cast("Array", estimate("retrace", arguments, scalars, out)[0])

@@ -1,7 +1,8 @@
 """Off-policy experience that lives on the learner's device: the rows, the draws and the targets, without a round trip.
 
-Plain torch operations, so that it runs wherever torch does; made for CUDA. Nothing is read back from the device while
-adding and sampling, and what is drawn depends on tensors alone: a CUDA graph can be captured around `sample`.
+Plain torch operations, so that it runs wherever torch does, and on CUDA one kernel that gathers. Nothing is read back
+from the device while adding and sampling, and what is drawn depends on tensors alone: a CUDA graph can be captured
+around `sample`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from fastac._arrays import positive_integer, unit_interval
 from fastac.buffers import fields
+from fastac.buffers.device_gather import Ring, gather
 from fastac.buffers.packing import Packing
 from fastac.buffers.replay import Transitions
 from fastac.buffers.saving import ArchiveError, read_archive, write_archive
@@ -139,7 +141,8 @@ class DeviceReplayBuffer:
         # The count of rows once more, for the device, then head, tail and breaks.
         self._counters = torch.zeros(4, **whole)
         self._on_device, self._head, self._tail, self._breaks = self._counters
-        self._powers = self.gamma ** torch.arange(self.n_step + 1, dtype=torch.float64, device=self.device)
+        powers = self.gamma ** torch.arange(self.n_step + 1, dtype=torch.float64, device=self.device)
+        self._ring = Ring(self._rows, self._packing, self._on_device, powers, self.num_envs or 1, self.n_step)
         self._serials = torch.arange(self.num_envs or 1, **whole)
         self._upload = self._packing.uploader(self.num_envs, self.device)
         self._seen_drawable = False
@@ -223,13 +226,21 @@ class DeviceReplayBuffer:
     def _wrote(self, place: slice, valid: Tensor) -> None:
         """For subclasses: rows were written there."""
 
-    def sample(self, batch_size: int, *, replace: bool = True, out: Transitions | None = None) -> Transitions:
+    def sample(
+        self,
+        batch_size: int,
+        *,
+        replace: bool = True,
+        device: torch.device | str | None = None,
+        out: Transitions | None = None,
+    ) -> Transitions:
         """Draws a batch uniformly among all stored transitions, queued on the current stream.
 
         Args:
             batch_size: B.
             replace: Whether a transition may be drawn more than once. False: all different, in random order; takes time
                 in proportion to the capacity, and waits for the device.
+            device: Where the batch is wanted; None: where the rows are.
             out: A batch to copy into, such as an earlier result, which is returned.
 
         Returns:
@@ -252,13 +263,16 @@ class DeviceReplayBuffer:
                 keys = torch.where(torch.arange(self.capacity, device=self.device) < count, keys, 2.0)
                 number = keys.topk(batch_size, largest=False).indices
             serials = self._drawable[(self._head + number).remainder(self.capacity)]
-            return self._filled(self._gathered(serials), out)
+            return self._handed(self._gathered(serials), device, out)
 
-    def gather(self, indices: Any, *, out: Transitions | None = None) -> Transitions:
+    def gather(
+        self, indices: Any, *, device: torch.device | str | None = None, out: Transitions | None = None
+    ) -> Transitions:
         """Returns the transitions with these indices, as `sample` would; waits for the device.
 
         Args:
             indices: `(B,)` integers, as in `Transitions.indices`.
+            device: As in `sample`.
             out: As in `sample`.
 
         Raises:
@@ -274,46 +288,31 @@ class DeviceReplayBuffer:
                 said = "overwritten" if 0 <= wrong[0] < oldest else "never added"
                 raise IndexError(f"indices: got {wrong[0]}, which was {said}; stored are {oldest} to {self.added - 1}")
             serials = sent(torch.from_numpy(wanted), self.device)
-            return self._filled(self._gathered(serials), out)
+            return self._handed(self._gathered(serials), device, out)
 
     def _gathered(self, serials: Tensor) -> Transitions:
-        first = serials.remainder(self.capacity)
-        block = self._rows.index_select(0, first)
-        found = self._packing.views(block)
-        rewards, after = found["rewards"], found
-        discounts = self._powers[1].to(torch.float32).expand(len(serials))
-        if self.n_step > 1:
-            last, going = serials, torch.ones_like(serials, dtype=torch.bool)
-            total, taken = rewards.to(torch.float64), torch.ones_like(serials)
-            for k in range(1, self.n_step):
-                following = last + (self.num_envs or 1)
-                cut = self._columns["cut"][last.remainder(self.capacity)]
-                going = going & ~cut & (following < self._on_device)
-                last = torch.where(going, following, last)
-                reward = self._columns["rewards"][last.remainder(self.capacity)]
-                total = total + torch.where(going, self._powers[k] * reward, 0.0)
-                taken = taken + going
-            rewards, discounts = total.to(torch.float32), self._powers[taken].to(torch.float32)
-            after = self._packing.views(self._rows.index_select(0, last.remainder(self.capacity)))
-        packing = self._packing
+        packing, gathered = self._packing, gather(self._ring, serials)
+        found, after = packing.views(gathered.rows), packing.views(gathered.last_rows)
         return Transitions(
             packing.observations_of(found, "observations"),
             found["actions"],
-            rewards,
+            gathered.rewards,
             packing.observations_of(after, "next_observations"),
             after["terminated"],
             after["truncated"],
-            discounts,
+            gathered.discounts,
             serials,
             None,
             {name: found[name] for name in packing.extra},
         )
 
-    def _filled(self, batch: Transitions, out: Transitions | None) -> Transitions:
-        if out is None:
-            return batch
-        copy_batch(out, batch)
-        return out
+    def _handed(self, batch: Transitions, device: torch.device | str | None, out: Transitions | None) -> Transitions:
+        """The batch, copied to `out` or brought to another device where that is wanted."""
+        if out is not None:
+            copy_batch(out, batch)
+            return out
+        target = self.device if device is None else checked_device(device)
+        return batch if target == self.device else moved(batch, target)
 
     def _check_filled(self, count: int, *, always: bool) -> None:
         if self._seen_drawable and not always and not self._may_read:
@@ -431,6 +430,15 @@ def copy_batch(out: Any, batch: Any, path: str = "out") -> None:
     elif isinstance(batch, tuple):
         for number, part in enumerate(batch):
             copy_batch(out[number], part, f"{path}.{Transitions._fields[number]}")
+
+
+def moved(batch: Transitions, device: torch.device) -> Transitions:
+    """The same on another device."""
+
+    def of(x: Any) -> Any:
+        return {key: of(part) for key, part in x.items()} if isinstance(x, dict) else x if x is None else x.to(device)
+
+    return Transitions(*map(of, batch))
 
 
 def _described(x: Any) -> str:

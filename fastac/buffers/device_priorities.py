@@ -149,7 +149,13 @@ class DevicePrioritizedReplayBuffer(DeviceReplayBuffer):
         self._sums[rows] = self._table[rows].sum(1)
 
     def sample(
-        self, batch_size: int, *, beta: float | None = None, replace: bool = True, out: Transitions | None = None
+        self,
+        batch_size: int,
+        *,
+        beta: float | None = None,
+        replace: bool = True,
+        device: torch.device | str | None = None,
+        out: Transitions | None = None,
     ) -> Transitions:
         """Draws a batch in proportion to p^alpha, stratified, with replacement, queued on the current stream.
 
@@ -157,6 +163,7 @@ class DevicePrioritizedReplayBuffer(DeviceReplayBuffer):
             batch_size: B.
             beta: Exponent of the importance weights; None: the buffer's.
             replace: True; there are no draws without replacement.
+            device: As in `DeviceReplayBuffer.sample`.
             out: As in `DeviceReplayBuffer.sample`; its weights are float32.
 
         Returns:
@@ -188,7 +195,7 @@ class DevicePrioritizedReplayBuffer(DeviceReplayBuffer):
             serials = torch.where(serials < self._on_device, serials, serials - self.capacity)
             batch = self._gathered(serials)
             corrections = (leaves / leaves.amin()).pow(-beta).to(torch.float32)
-            return self._filled(batch._replace(weights=corrections), out)
+            return self._handed(batch._replace(weights=corrections), device, out)
 
     def update_priorities(self, indices: Any, priorities: Any) -> None:
         """Gives transitions new priorities. Either all are written or, where one is wrong, none.

@@ -32,6 +32,7 @@ class Packing:
     Attributes:
         row: Bytes of a row.
         observed, following: Where observations and next observations are, as slices of a row's bytes.
+        offsets: Where each field of `views` begins.
     """
 
     def __init__(self, observations: Field | dict[str, Field], actions: Field, extra: dict[str, Field]):
@@ -62,6 +63,7 @@ class Packing:
             self._places.append((name, Field(name, (), np.dtype(np.bool_)), offset))
             offset += 1
         self.row = -(-offset // _ROW) * _ROW
+        self.offsets = {name: offset for name, _, offset in self._places}
 
     @classmethod
     def of_example(cls, example: Mapping[str, Any]) -> Packing:

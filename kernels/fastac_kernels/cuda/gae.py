@@ -4,11 +4,13 @@ The state that a row hands to the one before it is its advantage, A[t] = delta[t
 values are short, and nothing is truncated, it is all that the row before needs, gamma * V[t] + gamma * lambda * A[t].
 """
 
+from functools import lru_cache
 from typing import Any
 
 from numba import cuda
 
-from fastac_kernels.cuda.scan import Recurrence, run
+from fastac_kernels.cuda.scan import REMEMBERED, Plan, Recurrence, planned, run
+from fastac_kernels.operands import SECOND
 
 
 def recurrence(real: Any, full: bool) -> Recurrence:
@@ -49,6 +51,15 @@ def recurrence(real: Any, full: bool) -> Recurrence:
     return Recurrence(start, row, outputs)
 
 
+@lru_cache(maxsize=REMEMBERED)
+def plan(
+    real: Any, present: int, total: int, sequences: int, lanes: int, gamma: float, gae_lambda: float
+) -> Plan:  # fmt: skip
+    """How a call is launched; see `fastac_kernels.cuda.scan.Plan`."""
+    scalars = (gamma, gamma * gae_lambda)
+    return planned("gae", recurrence, real, present | SECOND, total, sequences, lanes, scalars)
+
+
 def gae_at(
     rewards: int, values: int, next_values: int, last_values: int, terminated: int, truncated: int, mask: int,
     cu_seqlens: int, advantages: int, returns: int, total: int, sequences: int, lanes: int,
@@ -56,6 +67,6 @@ def gae_at(
 ) -> None:  # fmt: skip
     """GAE over contiguous memory on the device; arguments as in `fastac_kernels.gae.gae_at`, then the launch's."""
     run(
-        "gae", recurrence, 0, rewards, values, next_values, last_values, terminated, truncated, mask, cu_seqlens,
-        advantages, returns, total, sequences, lanes, (gamma, gamma * gae_lambda), like, carries, stream, device,
+        plan, 0, rewards, values, next_values, last_values, terminated, truncated, mask, cu_seqlens,
+        advantages, returns, total, sequences, lanes, (gamma, gae_lambda), like, carries, stream, device,
     )  # fmt: skip

@@ -4,16 +4,17 @@ Every thread adds up its own row's return, forwards: rows that neighbours read, 
 sequence is longer than n, nothing needs such a sum: it is a discounted return, and a scan.
 """
 
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 from numba import cuda, types
 
-from fastac_kernels.cuda import launch
+from fastac_kernels.cuda import launch, returns
 from fastac_kernels.cuda.launch import FLOATS, Kernel, pointer
-from fastac_kernels.cuda.returns import lambda_returns_at
-from fastac_kernels.cuda.scan import MASK, PACKED, TERMINATED, TRUNCATED, shape_of
+from fastac_kernels.cuda.scan import REMEMBERED, Plan, run, shape_of
+from fastac_kernels.operands import FULL, MASK, PACKED, TERMINATED, TRUNCATED
 
 BLOCKS = 65535  # in the second dimension of a grid, at most
 
@@ -88,30 +89,30 @@ def n_step_kernel(real: Any, full: bool) -> Kernel:
     return Kernel(f"n_step_returns {'full' if full else 'short'} {element}", kernel, kinds)
 
 
+@lru_cache(maxsize=REMEMBERED)
+def plan(real: Any, present: int, total: int, sequences: int, lanes: int, n: int, gamma: float) -> Plan:
+    """How a call is launched; see `fastac_kernels.cuda.scan.Plan`."""
+    if n >= (total if present & PACKED else total // (sequences * lanes)):
+        return returns.plan(real, present, total, sequences, lanes, gamma, 1.0, True)
+    width, depth, tiles, _ = shape_of(total, sequences, lanes)
+    rows = -(-total // (sequences * lanes))
+    block, grid = (width, depth) if lanes > 1 else (depth, width), (tiles, min(-(-rows // depth), BLOCKS))
+    kernel, numbers = n_step_kernel(real, present & FULL != 0), (rows, sequences, lanes, n, present, gamma)
+
+    def launch_it(addresses: Sequence[int], stream: int, device: int) -> None:
+        # Without log ratios, a second output and carries.
+        launch.driver(kernel, grid, block, stream, device, (*addresses[1:10], *numbers))
+
+    return Plan(0, launch_it)
+
+
 def n_step_returns_at(
     rewards: int, values: int, next_values: int, last_values: int, terminated: int, truncated: int, mask: int,
     cu_seqlens: int, out: int, total: int, sequences: int, lanes: int, n: int, gamma: float, like: Any,
     carries: int, stream: int, device: int,
 ) -> None:  # fmt: skip
     """n-step returns over contiguous memory on the device; arguments as in `fastac_kernels.gae.gae_at`, then those."""
-    if total == 0:
-        return
-    if n >= (total if cu_seqlens else total // (sequences * lanes)):
-        lambda_returns_at(
-            rewards, 0, next_values, last_values, terminated, truncated, mask, cu_seqlens, out, total, sequences, lanes,
-            gamma, 1.0, True, like, carries, stream, device,
-        )  # fmt: skip
-        return
-    width, depth, tiles, _ = shape_of(total, sequences, lanes)
-    rows = -(-total // (sequences * lanes))
-    present = (
-        (TERMINATED if terminated else 0) | (TRUNCATED if truncated else 0) | (MASK if mask else 0)
-        | (PACKED if cu_seqlens else 0)
+    run(
+        plan, 0, rewards, values, next_values, last_values, terminated, truncated, mask, cu_seqlens, out, 0, total,
+        sequences, lanes, (n, gamma), like, carries, stream, device,
     )  # fmt: skip
-    arguments = (
-        rewards, values, next_values, last_values, terminated, truncated, mask, cu_seqlens, out, rows, sequences,
-        lanes, n, present, gamma,
-    )  # fmt: skip
-    real: Any = type(like)
-    block, grid = (width, depth) if lanes > 1 else (depth, width), (tiles, min(-(-rows // depth), BLOCKS))
-    launch.driver(n_step_kernel(real, next_values != 0), grid, block, stream, device, arguments)

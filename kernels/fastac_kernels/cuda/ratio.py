@@ -10,8 +10,9 @@ elements alone.
 """
 
 import math
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda, types
@@ -23,6 +24,7 @@ from fastac_kernels.cuda.reduction import SUMS
 MAX_LOG_RATIO = 20.0
 EACH = 4  # elements of a thread before there are more blocks
 BLOCKS = 512  # at most
+REMEMBERED = 1024  # plans
 TERMS = 17  # of exp's series, enough for float64 where |x| < 1/2
 
 
@@ -183,6 +185,41 @@ def finish_kernel(real: Any, threads: int) -> Kernel:
     return Kernel(f"ppo_clip_loss finish {element}", kernel, (*(floats,) * 3, *(types.int64,) * 3))
 
 
+class Plan(NamedTuple):
+    """How a call is launched: everything about it but addresses.
+
+    Attributes:
+        partials: Elements of memory to work in.
+        launch: Takes the addresses - those of `ppo_clip_loss_at`, then partials - a stream and a device.
+    """
+
+    partials: int
+    launch: Callable[[Sequence[int], int, int], None]
+
+
+@lru_cache(maxsize=REMEMBERED)
+def plan(real: Any, total: int, masked: bool, clip_coef: float, dual_clip: float) -> Plan:
+    """How the loss of so many elements is launched."""
+    threads, blocks, low, high = reduction.THREADS, blocks_of(total), 1.0 - clip_coef, 1.0 + clip_coef
+    count, main, finish = count_kernel(real, threads), loss_kernel(real, threads), finish_kernel(real, threads)
+    grid, block = (blocks, 1), (threads, 1)
+
+    def launch_all(addresses: Sequence[int], stream: int, device: int) -> None:
+        log_probs, old_log_probs, advantages, mask, loss, gradient, statistics, partials = addresses
+        if total > 0:
+            if masked:
+                launch.driver(count, grid, block, stream, device, (mask, partials, total))
+            asked = (
+                log_probs, old_log_probs, advantages, mask, gradient, partials, total, int(masked), low, high,
+                dual_clip,
+            )  # fmt: skip
+            launch.driver(main, grid, block, stream, device, asked)
+        numbers = (loss, statistics, partials, total, blocks, int(masked))
+        launch.driver(finish, (1, 1), block, stream, device, numbers)
+
+    return Plan(partials_size(total), launch_all)
+
+
 def ppo_clip_loss_at(
     log_probs: int, old_log_probs: int, advantages: int, mask: int, loss: int, gradient: int, statistics: int,
     total: int, clip_coef: float, dual_clip: float, like: Any, partials: int, stream: int, device: int,
@@ -205,17 +242,6 @@ def ppo_clip_loss_at(
         stream: CUDA stream, as an integer.
         device: Its device's index.
     """
+    addresses = (log_probs, old_log_probs, advantages, mask, loss, gradient, statistics, partials)
     real: Any = type(like)
-    threads, blocks, masked = reduction.THREADS, blocks_of(total), int(mask != 0)
-    if total > 0:
-        if masked:
-            launch.driver(
-                count_kernel(real, threads), (blocks, 1), (threads, 1), stream, device, (mask, partials, total)
-            )
-        asked = (
-            log_probs, old_log_probs, advantages, mask, gradient, partials, total, masked, 1.0 - clip_coef,
-            1.0 + clip_coef, dual_clip,
-        )  # fmt: skip
-        launch.driver(loss_kernel(real, threads), (blocks, 1), (threads, 1), stream, device, asked)
-    numbers = (loss, statistics, partials, total, blocks, masked)
-    launch.driver(finish_kernel(real, threads), (1, 1), (threads, 1), stream, device, numbers)
+    plan(real, total, mask != 0, clip_coef, dual_clip).launch(addresses, stream, device)

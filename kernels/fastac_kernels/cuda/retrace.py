@@ -4,11 +4,13 @@ The state that a row hands to the one before it is E[t] = min(1, rho[t]) * (G[t]
 """
 
 import math
+from functools import lru_cache
 from typing import Any
 
 from numba import cuda
 
-from fastac_kernels.cuda.scan import Recurrence, run
+from fastac_kernels.cuda.scan import REMEMBERED, Plan, Recurrence, planned, run
+from fastac_kernels.operands import RATIOS
 
 
 def recurrence(real: Any, full: bool) -> Recurrence:
@@ -47,6 +49,15 @@ def recurrence(real: Any, full: bool) -> Recurrence:
     return Recurrence(start, row, outputs)
 
 
+@lru_cache(maxsize=REMEMBERED)
+def plan(
+    real: Any, present: int, total: int, sequences: int, lanes: int, gamma: float, trace_lambda: float
+) -> Plan:  # fmt: skip
+    """How a call is launched; see `fastac_kernels.cuda.scan.Plan`."""
+    scalars = (gamma, gamma * trace_lambda)
+    return planned("retrace", recurrence, real, present | RATIOS, total, sequences, lanes, scalars)
+
+
 def retrace_at(
     log_ratios: int, rewards: int, q_values: int, next_values: int, last_values: int, terminated: int, truncated: int,
     mask: int, cu_seqlens: int, out: int, total: int, sequences: int, lanes: int, gamma: float, trace_lambda: float,
@@ -54,6 +65,6 @@ def retrace_at(
 ) -> None:  # fmt: skip
     """Retrace over contiguous memory on the device; arguments as in `fastac_kernels.retrace.retrace_at`, then those."""
     run(
-        "retrace", recurrence, log_ratios, rewards, q_values, next_values, last_values, terminated, truncated, mask,
-        cu_seqlens, out, 0, total, sequences, lanes, (gamma, gamma * trace_lambda), like, carries, stream, device,
+        plan, log_ratios, rewards, q_values, next_values, last_values, terminated, truncated, mask,
+        cu_seqlens, out, 0, total, sequences, lanes, (gamma, trace_lambda), like, carries, stream, device,
     )  # fmt: skip

@@ -4,11 +4,13 @@ The state that a row hands to the one before it is its return G[t] where next va
 that the row before needs: gamma * ((1 - lambda) * V[t] + lambda * G[t]).
 """
 
+from functools import lru_cache
 from typing import Any
 
 from numba import cuda
 
-from fastac_kernels.cuda.scan import Recurrence, run
+from fastac_kernels.cuda.scan import REMEMBERED, Plan, Recurrence, planned, run
+from fastac_kernels.operands import VALUES
 
 
 def lambda_recurrence(real: Any, full: bool) -> Recurrence:
@@ -90,19 +92,25 @@ def discounted_recurrence(real: Any, full: bool) -> Recurrence:
     return Recurrence(start, row, outputs)
 
 
+@lru_cache(maxsize=REMEMBERED)
+def plan(
+    real: Any, present: int, total: int, sequences: int, lanes: int, gamma: float, td_lambda: float, monte_carlo: bool
+) -> Plan:
+    """How a call is launched; see `fastac_kernels.cuda.scan.Plan`."""
+    sizes = (total, sequences, lanes)
+    if monte_carlo:
+        return planned("discounted_returns", discounted_recurrence, real, present & ~VALUES, *sizes, (gamma,))
+    scalars = (gamma, gamma * (1.0 - td_lambda), gamma * td_lambda)
+    return planned("lambda_returns", lambda_recurrence, real, present, *sizes, scalars)
+
+
 def lambda_returns_at(
     rewards: int, values: int, next_values: int, last_values: int, terminated: int, truncated: int, mask: int,
     cu_seqlens: int, out: int, total: int, sequences: int, lanes: int, gamma: float, td_lambda: float,
     monte_carlo: bool, like: Any, carries: int, stream: int, device: int,
 ) -> None:  # fmt: skip
     """Lambda returns over contiguous memory on the device; `monte_carlo`: discounted returns, `td_lambda` is 1."""
-    if monte_carlo:
-        name, recurrence = "discounted_returns", discounted_recurrence
-        scalars: tuple[float, ...] = (gamma,)
-    else:
-        name, recurrence = "lambda_returns", lambda_recurrence
-        scalars = (gamma, gamma * (1.0 - td_lambda), gamma * td_lambda)
     run(
-        name, recurrence, 0, rewards, 0 if monte_carlo else values, next_values, last_values, terminated, truncated,
-        mask, cu_seqlens, out, 0, total, sequences, lanes, scalars, like, carries, stream, device,
+        plan, 0, rewards, values, next_values, last_values, terminated, truncated, mask, cu_seqlens, out, 0, total,
+        sequences, lanes, (gamma, td_lambda, monte_carlo), like, carries, stream, device,
     )  # fmt: skip

@@ -18,7 +18,7 @@ order depends on shapes alone: results are the same bits on every run, stream an
     Blelloch 1990, *Prefix Sums and Their Applications*, section 1.4: first-order recurrences as scans
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from numba import cuda, types
 
 from fastac_kernels.cuda import launch
 from fastac_kernels.cuda.launch import FLOATS, Kernel, pointer, power_of_two
+from fastac_kernels.operands import FULL, MASK, PACKED, RATIOS, SECOND, TERMINATED, TRUNCATED, VALUES
 
 ROWS = 4  # of a thread: written out below
 SLOTS = 5  # of a map: a, b, c, V, kind
@@ -34,12 +35,12 @@ THREADS = 256  # of a block, at most
 TILE = 32  # sequences that are neighbours in memory: a warp reads whole lines
 CHUNKS = 64  # of a sequence, at most
 ENOUGH = 512  # blocks that keep a device busy
+REMEMBERED = 4096  # plans of an estimator
 
-# What is present.
-VALUES, TERMINATED, TRUNCATED, MASK, PACKED, RATIOS, SECOND = 1, 2, 4, 8, 16, 32, 64
 # Of a row, and of a map: 0 is the identity.
 VALID, CUT = 1, 2
 ROW_TERMINATED, ROW_TRUNCATED = 2, 4
+SCALARS = 6  # of a kernel: a recurrence that has fewer leaves the last ones 0
 
 
 class Recurrence(NamedTuple):
@@ -350,38 +351,75 @@ def scan_kernel(name: str, recurrence: Callable[..., Recurrence], real: Any, ful
     element = FLOATS[np.dtype(real)]
     floats, flags = pointer(element), pointer(types.uint8)
     kinds = (
-        *(floats,) * 5, *(flags,) * 3, pointer(types.int64), *(floats,) * 3, *(types.int64,) * 6, *(element,) * 6
+        *(floats,) * 5, *(flags,) * 3, pointer(types.int64), *(floats,) * 3, *(types.int64,) * 6, *(element,) * SCALARS
     )  # fmt: skip
     form = "full" if full else "short"
     return Kernel(f"{name} {form} {element}{' chunks' if reduce else ''}", kernel, kinds)
 
 
+class Plan(NamedTuple):
+    """How a call is launched: everything about it but addresses. An estimator remembers its plans.
+
+    Attributes:
+        carries: Elements of memory to work in, mostly 0.
+        launch: Takes the addresses - log ratios, rewards, values, next values, last values, terminated, truncated,
+            mask, cu_seqlens, the outputs, carries; 0 where there is none - then a stream and a device.
+    """
+
+    carries: int
+    launch: Callable[[Sequence[int], int, int], None]
+
+
+def planned(
+    name: str, recurrence: Callable[..., Recurrence], real: Any, present: int, total: int, sequences: int, lanes: int,
+    scalars: tuple[float, ...],
+) -> Plan:  # fmt: skip
+    """The plan of a scan.
+
+    Args:
+        name: Of the kernel, for people.
+        recurrence: The estimator.
+        real: Float type, NumPy's.
+        present: Which addresses there are.
+        total: Elements in all, at least one.
+        sequences: As on the CPU.
+        lanes: As on the CPU.
+        scalars: Those of the recurrence.
+    """
+    width, depth, tiles, chunks = shape_of(total, sequences, lanes)
+    full, block = present & FULL != 0, (width, depth) if lanes > 1 else (depth, width)
+    launches = [(scan_kernel(name, recurrence, real, full, False), (tiles, chunks), block)]
+    if chunks > 1:
+        launches.insert(0, (scan_kernel(name, recurrence, real, full, True), (tiles, chunks - 1), block))
+    rows = 0 if present & PACKED else total // (sequences * lanes)
+    numbers = (
+        rows, sequences, lanes, chunks.bit_length() - 1, (ROWS * depth).bit_length() - 1, present, *scalars,
+        *(0.0,) * (SCALARS - len(scalars)),
+    )  # fmt: skip
+
+    def launch_all(addresses: Sequence[int], stream: int, device: int) -> None:
+        arguments = (*addresses, *numbers)
+        for kernel, grid, block in launches:
+            launch.driver(kernel, grid, block, stream, device, arguments)
+
+    return Plan(carries_size(total, sequences, lanes), launch_all)
+
+
 def run(
-    name: str, recurrence: Callable[..., Recurrence], log_ratios: int, rewards: int, values: int, next_values: int,
+    plan: Callable[..., Plan], log_ratios: int, rewards: int, values: int, next_values: int,
     last_values: int, terminated: int, truncated: int, mask: int, cu_seqlens: int, first: int, second: int,
-    total: int, sequences: int, lanes: int, scalars: tuple[float, ...], like: Any, carries: int,
+    total: int, sequences: int, lanes: int, scalars: tuple[Any, ...], like: Any, carries: int,
     stream: int, device: int,
 ) -> None:  # fmt: skip
     """Launch an estimator over contiguous memory on the device; see `fastac_kernels.cuda` for the arguments."""
     if total == 0:
         return
-    width, depth, tiles, chunks = shape_of(total, sequences, lanes)
-    rows = 0 if cu_seqlens else total // (sequences * lanes)
     present = (
-        (VALUES if values else 0) | (TERMINATED if terminated else 0) | (TRUNCATED if truncated else 0)
-        | (MASK if mask else 0) | (PACKED if cu_seqlens else 0) | (RATIOS if log_ratios else 0)
-        | (SECOND if second else 0)
+        (VALUES if values else 0) | (FULL if next_values else 0) | (TERMINATED if terminated else 0)
+        | (TRUNCATED if truncated else 0) | (MASK if mask else 0) | (PACKED if cu_seqlens else 0)
     )  # fmt: skip
-    arguments = (
+    addresses = (
         log_ratios, rewards, values, next_values, last_values, terminated, truncated, mask, cu_seqlens, first, second,
-        carries, rows, sequences, lanes, chunks.bit_length() - 1,
-        (ROWS * depth).bit_length() - 1, present, *scalars, *(0.0,) * (6 - len(scalars)),
+        carries,
     )  # fmt: skip
-    block = (width, depth) if lanes > 1 else (depth, width)
-    real: Any = type(like)
-    full = next_values != 0
-    if chunks > 1:
-        reduction = scan_kernel(name, recurrence, real, full, True)
-        launch.driver(reduction, (tiles, chunks - 1), block, stream, device, arguments)
-    scan = scan_kernel(name, recurrence, real, full, False)
-    launch.driver(scan, (tiles, chunks), block, stream, device, arguments)
+    plan(type(like), present, total, sequences, lanes, *scalars).launch(addresses, stream, device)

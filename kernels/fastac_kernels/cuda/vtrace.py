@@ -4,11 +4,13 @@ The state that a row hands to the one before it is D[t] = targets[t] - V[t].
 """
 
 import math
+from functools import lru_cache
 from typing import Any
 
 from numba import cuda
 
-from fastac_kernels.cuda.scan import Recurrence, run
+from fastac_kernels.cuda.scan import REMEMBERED, Plan, Recurrence, planned, run
+from fastac_kernels.operands import RATIOS, SECOND
 
 
 def recurrence(real: Any, full: bool) -> Recurrence:
@@ -57,6 +59,16 @@ def recurrence(real: Any, full: bool) -> Recurrence:
     return Recurrence(start, row, outputs)
 
 
+@lru_cache(maxsize=REMEMBERED)
+def plan(
+    real: Any, present: int, total: int, sequences: int, lanes: int, gamma: float, trace_lambda: float,
+    rho_clip: float, c_clip: float, pg_rho_clip: float,
+) -> Plan:  # fmt: skip
+    """How a call is launched; see `fastac_kernels.cuda.scan.Plan`."""
+    scalars = (gamma, gamma * (1.0 - trace_lambda), gamma * trace_lambda, rho_clip, c_clip, pg_rho_clip)
+    return planned("vtrace", recurrence, real, present | RATIOS | SECOND, total, sequences, lanes, scalars)
+
+
 def vtrace_at(
     log_ratios: int, rewards: int, values: int, next_values: int, last_values: int, terminated: int, truncated: int,
     mask: int, cu_seqlens: int, targets: int, advantages: int, total: int, sequences: int, lanes: int,
@@ -64,8 +76,8 @@ def vtrace_at(
     carries: int, stream: int, device: int,
 ) -> None:  # fmt: skip
     """V-trace over contiguous memory on the device; arguments as in `fastac_kernels.vtrace.vtrace_at`, then those."""
-    scalars = (gamma, gamma * (1.0 - trace_lambda), gamma * trace_lambda, rho_clip, c_clip, pg_rho_clip)
     run(
-        "vtrace", recurrence, log_ratios, rewards, values, next_values, last_values, terminated, truncated, mask,
-        cu_seqlens, targets, advantages, total, sequences, lanes, scalars, like, carries, stream, device,
+        plan, log_ratios, rewards, values, next_values, last_values, terminated, truncated, mask,
+        cu_seqlens, targets, advantages, total, sequences, lanes,
+        (gamma, trace_lambda, rho_clip, c_clip, pg_rho_clip), like, carries, stream, device,
     )  # fmt: skip

@@ -5,7 +5,8 @@ import pytest
 from cuda_cases import LAYOUTS, NAMES, Case, make
 from simulator import Simulator, rest_while_waiting
 
-from fastac_kernels.cuda import launch, scan
+import fastac_kernels.cuda as kernels
+from fastac_kernels.cuda import launch, n_step, scan
 from fastac_kernels.cuda.scan import Shape
 
 rest_while_waiting()
@@ -22,7 +23,9 @@ def simulate(case: Case, monkeypatch: pytest.MonkeyPatch, width: int, depth: int
     _, sequences, lanes = case.sizes
     shape = Shape(width, depth, -(-sequences * lanes // width), chunks)
     monkeypatch.setattr(scan, "shape_of", lambda *sizes: shape)
-    monkeypatch.setattr("fastac_kernels.cuda.n_step.shape_of", lambda *sizes: shape)
+    monkeypatch.setattr(n_step, "shape_of", lambda *sizes: shape)
+    for plan in set(kernels.PLANS.values()):
+        plan.cache_clear()
     simulator = Simulator()
     with launch.recorded(simulator):
         outputs = case.call(simulator.place)

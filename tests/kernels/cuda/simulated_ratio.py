@@ -21,6 +21,7 @@ def simulate(
     monkeypatch.setattr(reduction, "THREADS", threads)
     monkeypatch.setattr(ratio, "EACH", 1)
     monkeypatch.setattr(ratio, "BLOCKS", 3)
+    ratio.plan.cache_clear()
     dtype, total = arrays[0].dtype.type, arrays[0].size
     simulator = Simulator()
     loss, gradient, statistics = np.full(1, 77, dtype), np.full(total, 77, dtype), np.full(5, 77, dtype)

@@ -1,37 +1,93 @@
-"""Gathering rows in Numba's simulator; run by `test_simulated.py`, in a process of its own."""
+"""Gathering transitions in Numba's simulator, from device buffers on the CPU's memory; run by `test_simulated.py`."""
+
+import ctypes
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from simulator import Memory, Simulator, rest_while_waiting
 
-import fastac_kernels.cuda as kernels
+from fastac import _torch_cuda
+from fastac.buffers import device_gather
+from fastac.buffers.device import DeviceReplayBuffer
+from fastac_kernels import cuda as kernels
 from fastac_kernels.cuda import launch, ring
 
 rest_while_waiting()
 
 
+class OnTensors(Simulator):
+    """Runs the kernel where tensors lie; watches what it does there."""
+
+    def __call__(
+        self, kernel: Any, grid: Any, block: Any, stream: int, device: int, arguments: tuple[Any, ...]
+    ) -> None:
+        count, capacity, _, n, words, _ = arguments[10:]
+        sizes = [words * capacity, 2 * words * (capacity - 1) + 1, 8 * words * (capacity - 1) + 1, count, 1, n + 1]
+        sizes += [words * count, words * count, count, count]
+        self.outputs: list[Memory] = []
+        for i, (size, address) in enumerate(zip(sizes, arguments, strict=False)):
+            if address == 0:
+                continue
+            dtype = np.dtype(str(kernel.argument_types[i].dtype))
+            raw = (ctypes.c_uint8 * (size * dtype.itemsize)).from_address(address)
+            self.memory[address] = Memory(np.frombuffer(raw, dtype), i >= 6)
+            if i >= 6:
+                self.outputs.append(self.memory[address])
+        super().__call__(kernel, grid, block, stream, device, arguments)
+
+
+def filled(n_step: int, num_envs: int | None, width: int, steps: int) -> DeviceReplayBuffer:
+    """A ring that has gone round, with ends, breaks and fillers; observations of so many bytes."""
+    example = {"observations": np.zeros(width, np.uint8), "actions": np.zeros(2, np.float32)}
+    buffer = DeviceReplayBuffer.from_example(
+        12, example, num_envs=num_envs, n_step=n_step, gamma=0.9, device=torch.device("cpu")
+    )
+    generator, n = np.random.default_rng(width), num_envs or 2
+    seen = generator.integers(0, 256, (n, width), np.uint8)
+    for _ in range(steps):
+        following = generator.integers(0, 256, (n, width), np.uint8)
+        flags = [generator.random(n) < 0.2 for _ in range(2)]
+        buffer.add(seen, generator.normal(size=(n, 2)).astype(np.float32), generator.normal(size=n), following, *flags,
+                   mask=generator.random(n) < 0.8)  # fmt: skip
+        seen = following.copy()
+        seen[generator.random(n) < 0.1] += 1  # a break
+    return buffer
+
+
 @pytest.mark.parametrize(
-    ("row_bytes", "stride", "offset"), [(8, 16, 8), (12, 20, 4), (6, 10, 2), (5, 7, 1), (40, 40, 0)]
+    ("n_step", "num_envs", "width", "steps"),
+    [(1, 3, 5, 9), (1, None, 40, 3), (2, 1, 1, 30), (3, 3, 5, 3), (3, 3, 40, 11), (5, 2, 300, 20), (20, 1, 8, 40)],
 )
-def test_gather_rows(row_bytes: int, stride: int, offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fields of packed rows, in the widest words that divide them."""
+def test_gather_transitions(
+    n_step: int, num_envs: int | None, width: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch operations gather, which are tested against the references: every stored transition, twice and turned.
+
+    Draws do not fill the last block; rows are shorter and longer than a row of threads; every output is written once.
+    """
     monkeypatch.setattr(ring, "THREADS", 8)
-    generator = np.random.default_rng(row_bytes)
-    slots, count = 5, 7
-    storage = generator.integers(0, 256, size=slots * stride + offset, dtype=np.uint8)
-    index = generator.integers(0, slots, size=count)
-    width = next(w for w in (8, 4, 2, 1) if row_bytes % w == stride % w == offset % w == 0)
-    words = f"uint{8 * width}"
-    simulator = Simulator()
-    base = 1 << 16
-    span = (slots * stride) // width * width  # a row may end before its stride does
-    simulator.memory[base + offset] = Memory(storage[offset:][:span].view(words), False)
-    target = np.zeros(count * row_bytes // width, words)
-    with launch.recorded(simulator):
-        at = simulator.place(target, True)
-        kernels.gather_rows_at(base + offset, simulator.place(index, False), at, count, row_bytes, stride, 0, 0)
-    out = target.view(np.uint8).reshape(count, row_bytes)
-    rows = [storage[offset + i * stride : offset + i * stride + row_bytes] for i in index]
-    np.testing.assert_array_equal(out, np.stack(rows))
-    assert np.all(simulator.memory[at].writes == 1)
-    assert simulator.launched == [f"gather_rows {words}"]
+    monkeypatch.setattr(ring, "WARP", 4)
+    ring.grid_of.cache_clear()
+    monkeypatch.setattr(_torch_cuda, "_kernels", kernels)
+    monkeypatch.setattr(_torch_cuda, "stream_of", lambda device: 0)
+    buffer = filled(n_step, num_envs, width, steps)
+    stored = torch.arange(max(buffer.added - buffer.capacity, 0), buffer.added)
+    serials = torch.cat([stored, stored.flip(0), stored[:1]])
+    wanted, driver = device_gather.by_torch(buffer._ring, serials), OnTensors()
+    with launch.recorded(driver):
+        found = device_gather.by_kernel(buffer._ring, serials)
+    assert found is not None
+    assert driver.launched == ["gather_transitions float64"]
+    tail = buffer._packing.following.start
+    assert torch.equal(found.rows, wanted.rows)
+    assert torch.equal(found.last_rows[:, tail:], wanted.last_rows[:, tail:])
+    assert torch.equal(found.rewards, wanted.rewards)
+    assert torch.equal(found.discounts, wanted.discounts)
+    for memory, begin in zip(driver.outputs, (0, tail // 8, 0, 0), strict=False):
+        per_row = memory.writes.reshape(len(serials), -1)
+        assert np.all(per_row[:, begin:] == 1)
+        assert np.all(per_row[:, :begin] == 0)
+    if n_step > 1 and steps > 9:
+        assert len(set(found.discounts.tolist())) > 1  # targets of several lengths

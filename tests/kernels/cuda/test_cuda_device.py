@@ -176,13 +176,34 @@ def test_ppo_clip_loss(total: int, masked: bool, dtype: type) -> None:
     np.testing.assert_allclose(statistics.cpu().numpy(), list(wanted[2].values()), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("row_bytes", [1, 6, 12, 68, 400])
-def test_gather_rows(row_bytes: int) -> None:
-    storage = torch.randint(0, 256, (1000, row_bytes), dtype=torch.uint8).cuda()
-    index = torch.randint(0, 1000, (257,)).cuda()
-    out = torch.zeros(257, row_bytes, dtype=torch.uint8, device="cuda")
-    kernels.gather_rows_at(
-        storage.data_ptr(), index.data_ptr(), out.data_ptr(), 257, row_bytes, row_bytes,
-        torch.cuda.current_stream().cuda_stream, 0,
-    )  # fmt: skip
-    assert torch.equal(out, storage[index])
+@pytest.mark.parametrize("n_step", [1, 3])
+@pytest.mark.parametrize("width", [1, 17, 376])
+def test_gather_transitions(n_step: int, width: int) -> None:
+    """What torch operations gather there, and once more in a graph."""
+    from fastac.buffers import DeviceReplayBuffer, device_gather
+
+    example = {"observations": np.zeros(width, np.float32), "actions": np.zeros(2, np.float32)}
+    buffer = DeviceReplayBuffer.from_example(1000, example, num_envs=8, n_step=n_step, gamma=0.9, device="cuda")
+    for _ in range(150):
+        x, actions = torch.randn(8, width, device="cuda"), torch.randn(8, 2, device="cuda")
+        rewards, flags = torch.randn(8, device="cuda"), torch.rand(3, 8, device="cuda") < 0.1
+        buffer.add(x, actions, rewards, x, flags[0], flags[1], mask=~flags[2])
+    serials = torch.randint(buffer.added - 1000, buffer.added, (257,), device="cuda")
+    tail = buffer._packing.following.start
+
+    def same(found: Any, wanted: Any) -> None:
+        assert torch.equal(found.rows, wanted.rows)
+        assert torch.equal(found.last_rows[:, tail:], wanted.last_rows[:, tail:])
+        torch.testing.assert_close(found.rewards, wanted.rewards)
+        assert torch.equal(found.discounts, wanted.discounts)
+
+    found = device_gather.by_kernel(buffer._ring, serials)
+    assert found is not None
+    same(found, device_gather.by_torch(buffer._ring, serials))
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        found = device_gather.by_kernel(buffer._ring, serials)
+    serials.copy_(serials.flip(0))
+    graph.replay()
+    same(found, device_gather.by_torch(buffer._ring, serials))

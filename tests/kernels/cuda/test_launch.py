@@ -80,7 +80,7 @@ def test_nothing_to_do_launches_nothing() -> None:
     with kernels.recorded() as launches:
         gae(0, 1, 0)
         gae(0, 0, 1)
-        kernels.gather_rows_at(64, 64, 64, 0, 8, 8, STREAM, DEVICE)
+        kernels.gather_transitions_at(*range(1, 11), 0, 8, 1, 3, 64, 32, STREAM, DEVICE)
     assert launches == []
     assert kernels.carries_size(0, 0, 1) == kernels.carries_size(0, 1, 0) == 0
 
@@ -135,6 +135,20 @@ def test_the_loss_is_two_launches_or_three() -> None:
         blocks = ratio.blocks_of(total)
         assert kernels.partials_size(total) >= 6 * blocks
         assert blocks <= ratio.BLOCKS
+
+
+def test_a_gather_is_one_launch() -> None:
+    """A row of threads for every draw, no wider than a warp; sizes in words."""
+    with kernels.recorded() as launches:
+        for row_bytes in (48, 64, 4096):
+            kernels.gather_transitions_at(*range(1, 11), 1000, 500, 4, 3, row_bytes, 16, STREAM, DEVICE)
+    assert [(asked.grid, asked.block) for asked in launches] == [
+        ((32, 1), (8, 32)), ((32, 1), (8, 32)), ((125, 1), (32, 8)),
+    ]  # fmt: skip
+    for asked, words in zip(launches, (6, 8, 512), strict=True):
+        assert asked.arguments == (*range(1, 11), 1000, 500, 4, 3, words, 2)
+        assert len(asked.arguments) == len(asked.kernel.argument_types)
+        assert (asked.stream, asked.device) == (STREAM, DEVICE)
 
 
 class FakeCuda:

@@ -27,7 +27,7 @@ RECURRENCES = {
 
 def every_kernel() -> list[Kernel]:
     """All that can be launched."""
-    found = [ring.gather_kernel(width) for width in ring.WORDS]
+    found = [ring.gather_kernel()]
     for real in REALS:
         found += [n_step.n_step_kernel(real, full) for full in (False, True)]
         for kernel in (ratio.count_kernel, ratio.loss_kernel, ratio.finish_kernel):
@@ -65,7 +65,7 @@ def test_ptx(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_public_compiler_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     """The short way above gives what Numba's public function gives."""
-    kernel = ring.gather_kernel(8)
+    kernel = ring.gather_kernel()
     ptx, _ = cuda.compile_ptx(kernel.function, types.void(*kernel.argument_types), cc=TARGETS[1])
 
     def text(source: str) -> Any:
