@@ -6,6 +6,7 @@ What needs torch, rollouts and staging, is imported when it is asked for: replay
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fastac.buffers.placing import replay_buffer
 from fastac.buffers.prioritized import PrioritizedReplayBuffer
 from fastac.buffers.replay import ReplayBuffer, Transitions
 from fastac.buffers.sequence import SequenceReplayBuffer
@@ -31,6 +32,7 @@ __all__ = [
     "Sequences",
     "Staging",
     "Transitions",
+    "replay_buffer",
 ]
 _LAZY = {
     "Batch": "rollout",
