@@ -116,7 +116,8 @@ def importance_ratio(
             row begins an episode.
 
     Returns:
-        The ratios, of the shape and dtype of `log_probs`.
+        The ratios, of the shape and dtype of `log_probs`. On CUDA torch operations compute them, without waiting: a
+        few per step, and cumulative a few in each of log2(T) passes.
 
     Raises:
         ValueError: A shape is wrong; the message names the argument.

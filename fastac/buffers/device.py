@@ -43,6 +43,8 @@ class DeviceReplayBuffer:
     * A batch's tensors are views of one block of packed rows, not contiguous each by itself.
     * `len`, `breaks` and `gather` read from the device and wait for it; `add` and `sample` do not.
     * Work is queued on the stream that is current: use one for all calls, or order them by events.
+    * On CUDA one kernel of ours gathers rows and targets (torch operations where it cannot run): sample once before a
+      graph is captured, since the first call compiles it.
 
     Images of a million steps are better left to host memory (`ReplayBuffer` stores a frame once; `Staging` brings its
     batches).
