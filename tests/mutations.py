@@ -510,9 +510,23 @@ MUTATIONS = [
     Mutation(
         "cuda-default-stream",
         "kernels/fastac_kernels/cuda/scan.py",
-        "launch.driver(scan, (tiles, chunks), block, stream, device, arguments)",
-        "launch.driver(scan, (tiles, chunks), block, 0, device, arguments)",
+        "launch.driver(kernel, grid, block, stream, device, arguments)",
+        "launch.driver(kernel, grid, block, 0, device, arguments)",
         "tests/kernels/cuda/test_launch.py",
+    ),
+    Mutation(
+        "cuda-target-over-a-cut",
+        "kernels/fastac_kernels/cuda/ring.py",
+        "while taken < n and cut[8 * words * last] == 0 and",
+        "while taken < n and",
+        "tests/kernels/cuda/test_simulated.py -k ring",
+    ),
+    Mutation(
+        "cuda-negated-memory-taken-as-it-is",
+        "fastac/_torch_cuda.py",
+        "or next_values.is_neg() or not rewards.is_contiguous()",
+        "or not rewards.is_contiguous()",
+        "tests/test_torch_cuda.py",
     ),
 ]
 
