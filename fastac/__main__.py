@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib.util
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +28,7 @@ HELP = """usage: fastac COMMAND ...
 # What the commands import from the "train" extra; conformance and warmup need none of it.
 COMMANDS = ("train", "resume", "eval", "plot", "compare", "export", "profile")
 TRAIN_PACKAGES = ("torch", "gymnasium", "tyro", "rich", "tensorboard", "matplotlib")
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +41,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    try:
+        code = run(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Nobody reads on, as after `| head`; the interpreter flushes once more at its end.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        with contextlib.suppress(OSError):
+            what = error.filename or "the output"
+            sys.stderr.write(f"fastac {arguments[0]}: cannot write {what} ({error.strerror})\n")
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+
+
+def run(arguments: list[str]) -> int:
+    """Runs a command; returns the exit code."""
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(HELP)
         return 0 if arguments else 2
@@ -72,18 +104,11 @@ def warmup(arguments: Sequence[str]) -> int:
         stream.write("usage: fastac warmup (no options): compiles and caches all kernels\n")
         return 0 if wants_help else 2
     import fastac
-
-    live = sys.stderr.isatty()
-
-    def show(done: int, total: int, name: str) -> None:
-        if live:
-            sys.stderr.write(f"\r\x1b[K{done} of {total}  {name}")
-            sys.stderr.flush()
+    from fastac._progress import Counter
 
     start = time.perf_counter()
-    count = fastac.warmup(progress=show)
-    if live:
-        sys.stderr.write("\r\x1b[K")
+    with Counter() as counter:
+        count = fastac.warmup(progress=counter)
     sys.stdout.write(f"{count} kernels ready after {time.perf_counter() - start:.1f} s\n")
     return 0
 

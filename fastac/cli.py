@@ -17,6 +17,7 @@ import gymnasium
 import tyro
 
 from fastac import checkpoint
+from fastac._progress import Counter, compiling_is_said
 from fastac.algorithms import ALGORITHMS, preset, resume
 from fastac.compare import Compare, compare
 from fastac.curves import find_runs, group, read_curve
@@ -106,10 +107,14 @@ def main(arguments: Sequence[str]) -> int:
         "profile": profile_algorithm,
     }
     try:
-        return commands[command](rest)
+        with compiling_is_said():
+            return commands[command](rest)
     except (EnvError, RunError, checkpoint.CheckpointError) as error:
         # One line, whatever a library put into its message.
         sys.stderr.write(f"fastac {command}: {' '.join(str(error).split())}\n")
+        return 2
+    except MemoryError as error:
+        sys.stderr.write(f"fastac {command}: not enough memory: {' '.join(str(error).split())}\n")
         return 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
@@ -125,6 +130,8 @@ def train(arguments: list[str]) -> int:
         args=arguments,
         description=CATALOGUE,
     )
+    if options.eval_episodes < 0:
+        raise RunError(f"eval_episodes: got {options.eval_episodes}, expected at least 0")
     module = importlib.import_module(f"fastac.algorithms.{options.algorithm}")
     run_dir = options.run_dir or default_run_dir(options.algorithm, options.config)
     result: Result = module.train(options.config, run_dir=run_dir, progress_bar=True)
@@ -134,6 +141,8 @@ def train(arguments: list[str]) -> int:
 def go_on(arguments: list[str]) -> int:
     """`fastac resume RUN`: goes on, then evaluates."""
     options = tyro.cli(Resume, prog="fastac resume", args=arguments)
+    if options.eval_episodes < 0:
+        raise RunError(f"eval_episodes: got {options.eval_episodes}, expected at least 0")
     result = resume(options.run, total_timesteps=options.total_timesteps, progress_bar=True)
     return report(result, env_id_of(options.run), options.eval_episodes)
 
@@ -143,6 +152,8 @@ def evaluate_run(arguments: list[str]) -> int:
     options = tyro.cli(Eval, prog="fastac eval", args=arguments)
     if options.episodes < 1:
         raise RunError(f"episodes: got {options.episodes}, expected at least 1")
+    if options.seed < 0:
+        raise RunError(f"seed: got {options.seed}, expected at least 0")
     torch_device(options.device)
     env_id = env_id_of(options.run)
     show_evaluation(load_policy(options.run, options.device), env_id, options.episodes, options.seed)
@@ -216,7 +227,9 @@ def train_options(arguments: Sequence[str], further: Sequence[tuple[str, Any, An
     """
     named, env_id = value_of("preset", arguments), value_of("env-id", arguments)
     commands: list[Any] = []
-    for name, description in ALGORITHMS.items():
+    # Of an algorithm that is named, alone: the others' options are no help where one is misspelt.
+    known = {name: ALGORITHMS[name] for name in arguments[:1] if name in ALGORITHMS} or ALGORITHMS
+    for name, description in known.items():
         module = importlib.import_module(f"fastac.algorithms.{name}")
         presets: dict[str, Any] = module.PRESETS
         first = next(iter(presets))
@@ -241,7 +254,7 @@ def train_options(arguments: Sequence[str], further: Sequence[tuple[str, Any, An
             frozen=True,
         )
         chosen, environment = first, None
-        if name in arguments[:1]:
+        if known is not ALGORITHMS:
             chosen, environment = (named if named in presets else first), env_id
         default = options(config=preset(name, chosen, environment), preset=chosen)
         commands.append(
@@ -298,7 +311,10 @@ def report(result: Result, env_id: str, episodes: int) -> int:
 
 def show_evaluation(policy: Policy, env_id: str, episodes: int, seed: int = 10_000) -> Evaluation:
     """Evaluates and prints the mean, the deviation, the interval, and whether the environment counts as solved."""
-    evaluation = evaluate(policy, env_id, episodes=episodes, seed=seed)
+    with Counter() as counter:
+        evaluation = evaluate(
+            policy, env_id, episodes=episodes, seed=seed, progress=lambda done, total: counter(done, total, "episodes")
+        )
     low, high = evaluation.interval
     sys.stdout.write(
         f"{env_id}: mean return {evaluation.mean:.1f}, deviation {evaluation.std:.1f}, "

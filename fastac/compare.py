@@ -19,17 +19,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from fastac import checkpoint
-from fastac.algorithms import config_from_dict, resume
+from fastac.algorithms import FOR_BOX_ACTIONS, config_from_dict, resume
 from fastac.curves import Group, read_curve
 from fastac.env_base import make_env
 from fastac.evaluate import bootstrap_interval, evaluate, interquartile_mean
 from fastac.plot import Outcome, draw
 from fastac.policy import CHECKPOINT, Policy
 from fastac.processes import Job, run_jobs
-from fastac.run import RunError, versions
+from fastac.run import RunError, check_options, versions
 from fastac.specification import configure
 
 __all__ = ["Compare", "Task", "compare"]
@@ -171,19 +172,22 @@ def matrix(options: Compare) -> list[Task]:
         given = getattr(options, name)
         if not given or len(set(given)) < len(given):
             raise RunError(f"{name}: got {' '.join(map(str, given)) or 'none'}, expected at least one, each once")
-    for name in ("jobs", "eval_episodes"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise RunError(f"{name}: got {value}, expected at least 1")
+    check_options(options, at_least_one=("jobs", "eval_episodes"))
+    if options.eval_seed < 0:
+        raise RunError(f"eval_seed: got {options.eval_seed}, expected at least 0")
     tasks = []
     for env_id in options.env_id:
-        make_env(env_id).close()
+        env = make_env(env_id)
+        discrete = isinstance(env.action_space, gymnasium.spaces.Discrete)
+        env.close()
         for label in options.algorithms:
             algorithm, config = configure(label, env_id)
+            if discrete and algorithm in FOR_BOX_ACTIONS:
+                raise RunError(f"algorithms: got {label!r} for {env_id}, whose actions are discrete, expected a Box")
             if options.total_timesteps is not None:
                 config = dataclasses.replace(config, total_timesteps=options.total_timesteps)
-            config.check()
             for seed in options.seeds:
+                dataclasses.replace(config, seed=seed).check()
                 folder = "__".join(re.sub(r"[^\w.=-]+", "-", part) for part in (env_id, label, str(seed)))
                 one = dataclasses.replace(config, seed=seed)
                 run_dir = options.out / folder

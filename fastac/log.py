@@ -117,6 +117,17 @@ class TensorBoardLog:
         self._file.close()
 
 
+class Screen(Console):
+    """Standard error. Nobody being there to read it any more, as after `| head`, is no reason to stop."""
+
+    def __init__(self) -> None:
+        super().__init__(file=sys.stderr)
+
+    def on_broken_pipe(self) -> None:
+        """Shows nothing from here on; rich would end the process."""
+        self.quiet = True
+
+
 class ProgressBar:
     """Steps, mean episode return, steps per second and time left: live on a terminal, plain lines elsewhere.
 
@@ -133,7 +144,8 @@ class ProgressBar:
 
     def __init__(self, total_timesteps: int, global_step: int = 0, console: Console | None = None):
         self._total = total_timesteps
-        self._console = Console(file=sys.stderr) if console is None else console
+        self._before: tuple[float, float] | None = None  # time and step of the last line
+        self._console = Screen() if console is None else console
         self._next = 0.0
         self._live: Progress | None = None
         if self._console.is_terminal:
@@ -175,7 +187,13 @@ class ProgressBar:
                 self._live.refresh()
                 self._next = now + SECONDS_BETWEEN_REFRESHES
         elif now >= self._next or global_step >= self._total:
-            seconds = max(0.0, self._total - global_step) / max(steps_per_second, 1e-9)
+            # What comes before the first line, compiling for one, tells nothing of what is left.
+            if self._before is not None and global_step > self._before[1] and now - self._before[0] > 1.0:
+                recently = (global_step - self._before[1]) / (now - self._before[0])
+            else:
+                recently = steps_per_second
+            self._before = now, global_step
+            seconds = max(0.0, self._total - global_step) / max(recently, 1e-9)
             minutes, seconds = divmod(round(seconds), 60)
             percent = 100.0 * min(1.0, global_step / self._total)
             self._console.print(

@@ -50,6 +50,8 @@ def normalize_advantages(advantages: Array, mask: Array | None = None) -> Array:
             raise ValueError(f"mask: got shape {tuple(mask.shape)}, expected {tuple(advantages.shape)} like advantages")
     if isinstance(advantages, np.ndarray):
         return _normalize_array(advantages, mask)
+    if not _arrays.is_tensor(advantages):
+        raise TypeError(f"advantages: got {type(advantages).__name__}, expected a numpy array or a torch tensor")
     return _normalize_tensor(advantages, mask)
 
 

@@ -20,10 +20,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fastac.envs import THREAD_LIMITS
+from fastac.log import Screen
+from fastac.run import stopping_signals
 
 __all__ = ["Job", "last_progress", "run_jobs"]
 
 SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_LINES = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Job:
 def run_jobs(jobs: Sequence[Job], at_a_time: int, *, already: int = 0) -> tuple[list[tuple[str, str]], bool]:
     """Runs processes, `at_a_time` of them side by side, each with one thread of BLAS.
 
-    SIGINT (Ctrl-C) and SIGTERM stop them all: each gets a SIGINT and is waited for; a second one ends them at once.
+    SIGINT (Ctrl-C), SIGTERM and a closed terminal stop them all: each gets a SIGINT and is waited for; a second one
+    ends them at once.
 
     Args:
         jobs: What to run; what one writes to stdout and stderr goes to `<run_dir>.log`.
@@ -59,7 +63,7 @@ def run_jobs(jobs: Sequence[Job], at_a_time: int, *, already: int = 0) -> tuple[
             process.send_signal(signal.SIGINT if len(signals) == 1 else signal.SIGKILL)
 
     main_thread = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if main_thread else ()
+    numbers = stopping_signals() if main_thread else ()
     handlers = {number: signal.signal(number, on_signal) for number in numbers}
     with Picture(len(jobs) + already, already) as picture:
         try:
@@ -124,12 +128,13 @@ def last_progress(run_dir: Path) -> tuple[int, float]:
 
 
 class Picture:
-    """A bar for each running job and one for all of them on a terminal; a line for each end elsewhere."""
+    """A bar for each running job and one for all of them on a terminal; elsewhere a line a minute, and for each end."""
 
     def __init__(self, total: int, done: int, console: Console | None = None):
-        self._console = Console(file=sys.stderr) if console is None else console
+        self._console = Screen() if console is None else console
         self._total, self._done = total, done
         self._rows: dict[str, Any] = {}
+        self._next: dict[str, float] = {}  # when each running job's next line is due
         self._live: Progress | None = None
         if self._console.is_terminal:
             self._live = Progress(
@@ -155,6 +160,7 @@ class Picture:
 
     def started(self, job: Job) -> None:
         """A process was started."""
+        self._next[job.name] = time.monotonic() + SECONDS_BETWEEN_LINES
         if self._live is not None:
             self._rows[job.name] = self._live.add_task(job.name, total=job.total_timesteps, said="")
 
@@ -164,6 +170,11 @@ class Picture:
             step, value = last_progress(job.run_dir)
             said = "" if math.isnan(value) else f"return {value:.1f}"
             self._live.update(self._rows[job.name], completed=step, said=said)
+        elif time.monotonic() >= self._next[job.name]:
+            self._next[job.name] += SECONDS_BETWEEN_LINES
+            step, value = last_progress(job.run_dir)
+            said = "" if math.isnan(value) else f", return {value:.1f}"
+            self._say(f"{self._done} of {self._total}: {job.name} at step {step:,} of {job.total_timesteps:,}{said}")
 
     def ended(self, job: Job, how: str) -> None:
         """It has ended."""

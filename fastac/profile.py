@@ -179,8 +179,8 @@ def profile(train: Callable[..., Result], config: Any, *, seconds: float | None 
         seconds: The measurement's length, ended with the iteration that reaches it; None for the whole training.
 
     Raises:
-        fastac.run.RunError: this system has no interval timer, this is not the main thread, or not one iteration was
-            finished; and whatever `train` raises.
+        fastac.run.RunError: this system has no interval timer, this is not the main thread, `seconds` are not above 0,
+            or not one iteration was finished; and whatever `train` raises.
 
     Example:
         >>> from fastac.algorithms import ppo
@@ -190,6 +190,8 @@ def profile(train: Callable[..., Result], config: Any, *, seconds: float | None 
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         raise RunError("profile: needs an interval timer, and to be called in the main thread")
+    if seconds is not None and not seconds > 0.0:
+        raise RunError(f"seconds: got {seconds}, expected above 0")
     observer = _Observer()
     snapshots = [observer.snapshot(0)]
 

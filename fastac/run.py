@@ -7,6 +7,7 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import signal
 import sys
@@ -85,8 +86,8 @@ class Result:
 class Run:
     """The frame around an algorithm's loop: `record` once an iteration, `finish` at the end.
 
-    SIGINT (Ctrl-C) and SIGTERM stop a run that has a folder at the next iteration's end, where it is saved; a second
-    one raises `KeyboardInterrupt`.
+    SIGINT (Ctrl-C), SIGTERM and a closed terminal (SIGHUP) stop a run that has a folder at the next iteration's end,
+    where it is saved; a second one raises `KeyboardInterrupt`.
 
     Args:
         algorithm: Its name, a module of `fastac.algorithms`.
@@ -140,12 +141,13 @@ class Run:
                 raise RunError(f"{self.run_dir}: cannot write ({error.strerror})") from error
             if why_not_restorable is not None:
                 when = "a resumed run would start" if checkpoint is None else "this run starts"
-                sys.stderr.write(f"The environments' state is not saved ({why_not_restorable}): {when} new episodes.\n")
+                reason = " ".join(why_not_restorable.split())
+                sys.stderr.write(f"The environments' state is not saved ({reason}): {when} new episodes.\n")
         self._bar = ProgressBar(config.total_timesteps, self._start_step) if progress_bar else None
 
     def __enter__(self) -> Run:
         if self.run_dir is not None and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in stopping_signals():
                 self._handlers[number] = signal.signal(number, self._on_signal)
         if self._bar is not None:
             if self.run_dir is not None:
@@ -159,16 +161,21 @@ class Run:
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if self._bar is not None:
-            self._bar.__exit__(kind, error, trace)
+        # What could not be written before cannot be now.
+        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
+            if self._bar is not None:
+                self._bar.__exit__(kind, error, trace)
         for log in (self._csv, self._tensorboard):
-            if log is not None:
-                log.close()
+            with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
+                if log is not None:
+                    log.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal, self.stopped = number, True
+        with contextlib.suppress(OSError):  # past sys.stderr, in whose middle a signal may come
+            os.write(2, b"\nStopping at the end of this iteration, to save. Once more stops at once, without.\n")
 
     def record(
         self,
@@ -186,7 +193,17 @@ class Run:
             metrics: The algorithm's numbers, by name.
             episodes: Returns and lengths of the episodes that ended in this iteration.
             state_dict: The algorithm's state; called only to save it.
+
+        Raises:
+            RunError: an episode's return, or the policy, is not finite, or the log cannot be written. The last
+                checkpoint stays as it is.
         """
+        if not all(map(math.isfinite, episodes[0])):
+            wrong = next(value for value in episodes[0] if not math.isfinite(value))
+            raise RunError(
+                f"env_id {self.config.env_id!r}: got rewards that sum to {wrong} in an episode before step "
+                f"{global_step:,}, expected finite ones"
+            )
         self.iteration += 1
         self.episode_returns.extend(episodes[0])
         self.episode_lengths.extend(episodes[1])
@@ -210,19 +227,30 @@ class Run:
                 "time/elapsed_seconds": self._elapsed + now - self._start,
             }
             ended = {"ended_episodes": len(episodes[0]), "ended_return": mean(episodes[0])}
-            self._csv.write({"iteration": self.iteration, "global_step": global_step, **row, **ended})
-            self._tensorboard.write(row, global_step)
+            try:
+                self._csv.write({"iteration": self.iteration, "global_step": global_step, **row, **ended})
+                self._tensorboard.write(row, global_step)
+            except OSError as error:
+                raise RunError(f"{self.run_dir}: cannot write ({error.strerror})") from error
         if self._bar is not None:
-            self._bar.update(
-                global_step, episode_return=progress.episode_return, steps_per_second=progress.steps_per_second
-            )
+            try:
+                self._bar.update(
+                    global_step, episode_return=progress.episode_return, steps_per_second=progress.steps_per_second
+                )
+            except OSError:  # nobody looks any more: no reason to stop
+                self._bar = None
         if self.callback is not None and self.callback(progress) is False:
             self.stopped = True
         if now - self._saved > max(SECONDS_BETWEEN_CHECKPOINTS, self._saving / SHARE_OF_SAVING):
             self.save(state_dict())
 
     def save(self, state: dict[str, Any]) -> None:
-        """Writes the checkpoint, in place of the one before."""
+        """Writes the checkpoint, in place of the one before; a policy that acts by NaN never replaces another."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.policy.actor.parameters()):
+            raise RunError(
+                f"the policy's parameters are not finite any more after {self.iteration:,} iterations: observations or "
+                "rewards are not, or the learning rate is too high"
+            )
         if self.run_dir is None:
             return
         began = time.monotonic()
@@ -257,6 +285,8 @@ def check_options(
 ) -> None:
     """Checks options by name; an option that is None is off, and passes.
 
+    `seed`, in [0, 2^63), and `hidden_sizes`, each at least 1, are checked wherever there are any.
+
     Args:
         config: Holds them.
         at_least_one: Names of counts, at least 1.
@@ -282,6 +312,11 @@ def check_options(
             value = getattr(config, name)
             if value is not None and not accepts(value):
                 raise RunError(f"{name}: got {value}, expected {expected}")
+    seed, hidden_sizes = getattr(config, "seed", 0), getattr(config, "hidden_sizes", ())
+    if not 0 <= seed < 2**63:
+        raise RunError(f"seed: got {seed}, expected an integer of at least 0, below 2^63")
+    if any(size < 1 for size in hidden_sizes):
+        raise RunError(f"hidden_sizes: got {' '.join(map(str, hidden_sizes))}, expected at least 1 each")
 
 
 def create_run_folder(run_dir: Path, algorithm: str, config: Any) -> None:
@@ -326,6 +361,14 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def stopping_signals() -> list[signal.Signals]:
+    """Returns the signals that ask a process to end; a terminal's end not where it is ignored, as under `nohup`."""
+    known = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        known.append(signal.SIGHUP)
+    return known
+
+
 def torch_device(name: str) -> torch.device:
     """Returns the device of that name.
 
@@ -339,7 +382,10 @@ def torch_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise RunError(f"device: got {name!r}, which is not available here ({str(error).splitlines()[0]})") from error
+        reason = str(error).splitlines()[0]
+        if reason.startswith("Expected one of"):  # torch goes on with every kind that it has a name for
+            reason = "expected cpu, cuda, cuda:1, ..."
+        raise RunError(f"device: got {name!r}, which is not available here ({reason})") from error
 
 
 def mean(values: Sequence[float]) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import io
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -38,18 +40,21 @@ def configure(specification: str, env_id: str) -> tuple[str, Any]:
         raise RunError(f"algorithms: got {specification!r}, expected one of {', '.join(trainable)}")
     config = preset(name, chosen or next(iter(module.PRESETS)), env_id)
     options = {field.name for field in dataclasses.fields(config)}
-    arguments: list[str] = []
+    with_values: Any = tyro.conf.FlagConversionOff  # flags take True or False here
     for assignment in assignments:
         option, equals, value = assignment.strip().partition("=")
         option = option.replace("-", "_")
         if not equals or option not in options or option in NOT_IN_A_SPECIFICATION:
             raise RunError(f"algorithms: got {assignment!r} in {specification!r}, expected OPTION=VALUE of {name}")
-        arguments += [f"--{option}", *value.split()]
-    try:
-        with_values: Any = tyro.conf.FlagConversionOff  # flags take True or False here
-        return name, tyro.cli(with_values[module.Config], args=arguments, default=config, console_outputs=False)
-    except SystemExit:
-        raise RunError(f"algorithms: got {specification!r}, a value of which is not of its option's type") from None
+        arguments = [f"--{option}", *value.split()]
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # it would print a box
+                config = tyro.cli(with_values[module.Config], args=arguments, default=config, console_outputs=False)
+        except SystemExit:
+            raise RunError(
+                f"algorithms: got {assignment!r} in {specification!r}, a value that is not of the option's type"
+            ) from None
+    return name, config
 
 
 def specify(algorithm: str, config: Mapping[str, Any]) -> str:

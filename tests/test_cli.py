@@ -1,6 +1,7 @@
 import importlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -55,6 +56,56 @@ def test_train_then_eval(tmp_path, capsys):
     assert "device: got 'cuda:99'" in one_line(capsys)
     assert main(["eval", str(run), "--episodes", "0"]) == 2
     assert "episodes: got 0, expected at least 1" in one_line(capsys)
+    assert main(["eval", str(run), "--seed", "-1"]) == 2
+    assert "seed: got -1, expected at least 0" in one_line(capsys)
+
+
+def test_more_than_the_memory_is_one_line(tmp_path, capsys):
+    options = ["--buffer-size", str(10**15), "--run-dir", str(tmp_path / "run")]
+    assert main(["train", "td3", "--env-id", "Pendulum-v1", *options]) == 2
+    assert "fastac train: not enough memory: Unable to allocate" in one_line(capsys)
+
+
+def test_a_misspelt_option_gets_the_named_algorithm_s_suggestions_alone(capsys):
+    assert main(["train", "ppo", "--lerning-rate", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "--learning-rate" in said
+    assert "sac" not in said
+
+
+@pytest.mark.parametrize(
+    ("redirected", "said", "code"),
+    [
+        (">&-", "", 0),
+        ("2>&-", "", 0),
+        (
+            "> /dev/full",
+            "fastac --version: cannot write the output (No space left on device)\n",
+            2,
+        ),
+    ],
+)
+def test_outputs_that_are_closed_or_full(redirected, said, code):
+    if "full" in redirected and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    command = f"{shlex.quote(sys.executable)} -m fastac --version {redirected}"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, check=False
+    )
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_a_reader_that_has_gone_is_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    done = subprocess.run(
+        [sys.executable, "-m", "fastac", "--help"],
+        stdout=writer, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_the_default_folder_names_the_run(tmp_path, monkeypatch):
@@ -98,6 +149,11 @@ def test_an_environment_of_a_module(tmp_path, monkeypatch, capsys):
         (["--env-id", "no_such_module:Env-v0"], "no_such_module"),
         (["--gamma", "2"], "gamma: got 2.0, expected between 0 and 1"),
         (["--device", "cuda:99"], "device: got 'cuda:99'"),
+        (["--device", "gpu"], "device: got 'gpu', which is not available here (expected cpu, cuda, cuda:1, ...)"),
+        (["--seed", "-1"], "seed: got -1, expected an integer of at least 0, below 2^63"),
+        (["--seed", str(2**63)], "expected an integer of at least 0, below 2^63"),
+        (["--hidden-sizes", "8", "0"], "hidden_sizes: got 8 0, expected at least 1 each"),
+        (["--eval-episodes", "-3"], "eval_episodes: got -3, expected at least 0"),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments, message, tmp_path, capsys):
@@ -216,6 +272,7 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_goes_on(tmp_path, capsys
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130, errors
+    assert "Stopping at the end of this iteration, to save." in errors
     assert errors.endswith(f"Go on with: fastac resume {run}\n")
     saved = checkpoint.load(run / "checkpoint.pt")
     assert saved["run"]["iteration"] == log.read_text().count("\n") - 1

@@ -1,5 +1,7 @@
+import contextlib
 import io
 import math
+import os
 
 import pytest
 from rich.console import Console
@@ -82,6 +84,31 @@ def test_plain_lines_where_there_is_no_terminal():
         "step 0 of 1,000 (0 %), return -, 100 steps/s, 0:10 left",
         "step 1,000 of 1,000 (100 %), return 123.5, 100 steps/s, 0:00 left",
     ]
+
+
+def test_what_is_left_is_told_by_what_was_done_since_the_line_before(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("fastac.log.time.monotonic", lambda: now)
+    file = io.StringIO()
+    with ProgressBar(1000, console=Console(file=file, width=80)) as bar:
+        bar.update(100, episode_return=1.0, steps_per_second=1.0)  # after a hundred seconds of compiling
+        now = 110.0
+        bar.update(400, episode_return=1.0, steps_per_second=3.6)
+    assert [line.rpartition(", ")[2] for line in file.getvalue().splitlines()] == ["15:00 left", "0:20 left"]
+
+
+def test_a_run_goes_on_when_nobody_reads_its_lines(monkeypatch):
+    """The standard error of `fastac train 2>&1 | head`: rich would end the process there."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as pipe:
+        monkeypatch.setattr("sys.stderr", pipe)
+        bar = ProgressBar(1000)
+        for step in (500, 1000):
+            bar.update(step, episode_return=1.0, steps_per_second=1.0)
+        assert bar._console.quiet
+        with contextlib.suppress(OSError):
+            pipe.close()
 
 
 def test_a_live_bar_on_a_terminal():

@@ -13,6 +13,12 @@ def as_array(x):
     return x.numpy() if isinstance(x, torch.Tensor) else x
 
 
+@pytest.mark.parametrize("wrong", ["x", [1.0, 2.0], None])
+def test_what_is_neither_array_nor_tensor_is_named(wrong):
+    with pytest.raises(TypeError, match=f"advantages: got {type(wrong).__name__}, expected a numpy array or a torch"):
+        normalize_advantages(wrong)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_advantages_come_out_standardised(kind, dtype):

@@ -1,5 +1,6 @@
 """Jobs here are Python processes without torch: what is tested is who is started, stopped and waited for."""
 
+import io
 import os
 import signal
 import sys
@@ -47,7 +48,7 @@ def test_so_many_run_at_a_time_each_on_one_thread(tmp_path):
     assert max(int(log_of(job).read_text()) for job in jobs) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_reaches_every_process_and_all_are_waited_for(number, tmp_path, capsys):
     jobs = [make(tmp_path, str(i), WAITS, str(tmp_path / str(i))) for i in range(3)]
 
@@ -68,6 +69,25 @@ def test_a_signal_reaches_every_process_and_all_are_waited_for(number, tmp_path,
     assert not (tmp_path / "2.started").exists(), "nothing is started any more"
     assert signal.getsignal(number) is before
     assert "1 stopped after" in capsys.readouterr().err
+
+
+def test_a_line_a_minute_where_there_is_no_terminal(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("fastac.processes.time.monotonic", lambda: now)
+    job = make(tmp_path, "ppo seed 0", "")
+    job.run_dir.mkdir()
+    log = job.run_dir / "progress.csv"
+    file = io.StringIO()
+    with Picture(3, 1, Console(file=file, width=200)) as picture:
+        picture.started(job)
+        for second in range(0, 200, 5):
+            now = float(second)
+            log.write_text(f"iteration,global_step,charts/episodic_return\n1,{second},2.5\n")
+            picture.moved(job)
+    assert file.getvalue().splitlines() == [
+        "1 of 3 runs are finished already",
+        *(f"1 of 3: ppo seed 0 at step {step} of 100, return 2.5" for step in (60, 120, 180)),
+    ]
 
 
 def test_progress_is_the_last_whole_row(tmp_path):

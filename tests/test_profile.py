@@ -174,6 +174,12 @@ def test_nothing_to_show_is_one_line(capsys):
     assert "Nope" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan])
+def test_no_time_is_no_measurement(seconds):
+    with pytest.raises(RunError, match=r"seconds: got .*, expected above 0"):
+        profile(iterations({"losses/a": 1.0}), None, seconds=seconds)
+
+
 def test_the_table_leaves_out_what_took_no_time(capsys):
     found = module.Profile({ENVIRONMENT: 0.03, BACKWARD: 0.01, LOSSES: 0.0}, 1000, 500, 1.5, 40, 0.004)
     show(found, "ppo", Console(file=sys.stdout, width=100))

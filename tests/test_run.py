@@ -4,11 +4,14 @@ import csv
 import dataclasses
 import json
 import math
+import sys
 import time
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from fresh import run_python
 
 from fastac import checkpoint
 from fastac.algorithms import ppo, resume
@@ -159,6 +162,63 @@ def test_what_cannot_be_resumed_is_named(tmp_path):
     checkpoint.save(run / "checkpoint.pt", {**state, "algorithm": "../evil"})
     with pytest.raises(checkpoint.CheckpointError, match=r"\.\./evil', expected one of policy_evaluation, .*ppo"):
         resume(run)
+
+
+class Broken(gymnasium.Env):
+    """Pays what is not a number from the hundredth step on."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+    steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        Broken.steps += 1
+        return np.zeros(1, np.float32), math.nan if Broken.steps > 100 else 1.0, True, False, {}
+
+
+def test_a_policy_of_nan_never_replaces_a_checkpoint(tmp_path, monkeypatch):
+    config, run = config_for("CartPole-v1", anneal_lr=False), tmp_path / "run"
+    ppo.train(config, lambda progress: progress.iteration < 2, run_dir=run)
+    before = (run / "checkpoint.pt").read_bytes()
+
+    def diverge(progress):
+        with torch.no_grad():
+            next(progress.policy.actor.parameters()).fill_(math.nan)
+        return False
+
+    with pytest.raises(RunError, match="parameters are not finite any more after 3 iterations"):
+        resume(run, diverge)
+    assert (run / "checkpoint.pt").read_bytes() == before
+
+
+def test_rewards_of_nan_end_a_run(tmp_path):
+    gymnasium.register("Broken-v0", entry_point=Broken, disable_env_checker=True)
+    config = config_for("Broken-v0")
+    with pytest.raises(RunError, match=r"env_id 'Broken-v0': got rewards that sum to nan in an episode before"):
+        ppo.train(config, run_dir=tmp_path / "run")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="resource is of POSIX")
+def test_a_full_disk_is_one_line_and_the_checkpoint_stays(tmp_path):
+    run = tmp_path / "run"
+    code = """
+import resource, sys
+from fastac.algorithms import ppo
+from fastac.__main__ import main
+config = ppo.Config(total_timesteps=4096, num_steps=64, anneal_lr=False, hidden_sizes=(16,))
+ppo.train(config, lambda progress: progress.iteration < 4, run_dir=sys.argv[1])
+written = (__import__("pathlib").Path(sys.argv[1]) / "progress.csv").stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (written + 300, resource.RLIM_INFINITY))
+sys.exit(main(["resume", sys.argv[1]]))
+"""
+    said = run_python(code, str(run), returncode=2)
+    assert f"fastac resume: {run}: cannot write (File too large)" in said
+    assert "Traceback" not in said
+    assert checkpoint.load(run / "checkpoint.pt")["run"]["iteration"] == 4
 
 
 def test_a_run_without_annealing_can_be_lengthened(tmp_path):

@@ -23,8 +23,8 @@ def test_a_specification_is_a_preset_with_options():
         ("ppo,colour=red", "got 'colour=red' in 'ppo,colour=red', expected OPTION=VALUE of ppo"),
         ("ppo,gamma", "got 'gamma' in"),
         ("ppo,seed=3", "got 'seed=3' in"),
-        ("ppo,gamma=high", "a value of which is not of its option's type"),
-        ("ppo,gamma=0.9 0.8", "a value of which is not of its option's type"),
+        ("ppo,gamma=high", "got 'gamma=high' in 'ppo,gamma=high', a value that is not of the option's type"),
+        ("ppo,gamma=0.9 0.8", "got 'gamma=0.9 0.8' in"),
     ],
 )
 def test_specifications_that_cannot_be_are_named(specification, message):

@@ -33,6 +33,8 @@ ALGORITHMS = {
     "Lillicrap et al. 2016, arXiv:1509.02971.",
 }
 """Module name to description and paper."""
+FOR_BOX_ACTIONS = ("sac", "td3", "ddpg")
+"""Those that have no use for discrete actions."""
 
 
 def preset(algorithm: str, name: str, env_id: str | None = None) -> Any:

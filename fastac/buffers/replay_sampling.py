@@ -68,7 +68,7 @@ class Sampling(Ring):
                     self._check_out(items, batch_size)
                     code = opened(sample)(self._at, None, batch_size, 0)
                 if code == EMPTY:
-                    self._check_filled(1)
+                    self._check_filled(1, batch_size)
         return batch if device is None or out is not None else self._on_device(batch, device)
 
     def gather(self, indices: Any, *, device: Any = None, out: Transitions | None = None) -> Transitions:
@@ -116,14 +116,14 @@ class Sampling(Ring):
         serials = np.empty(batch_size, np.int64)
         seen = np.empty(1 << (2 * batch_size - 1).bit_length(), np.int64)
         with self._lock:
-            self._check_filled(batch_size)
+            self._check_filled(batch_size, batch_size)
             draw_distinct(self._at, batch_size, serials.ctypes.data, seen.ctypes.data, len(seen))
             self._gather(items, serials)
         return batch if device is None or out is not None else self._on_device(batch, device)
 
-    def _check_filled(self, count: int) -> None:
-        if len(self) < count:
-            raise ValueError(f"batch_size: got {count}, but the buffer holds {len(self)} transitions to draw")
+    def _check_filled(self, needed: int, batch_size: int) -> None:
+        if len(self) < needed:
+            raise ValueError(f"batch_size: got {batch_size}, but the buffer holds {len(self)} transitions to draw")
 
     def _allocate(self, size: int, device: Any) -> tuple[Transitions, tuple[Any, ...]]:
         """A fresh batch, and its arrays in the kernels' order."""

@@ -106,8 +106,8 @@ def test_wrong_calls() -> None:
         buffer.sample(2.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size"):
         buffer.sample(len(buffer) + 1, replace=False)
-    with pytest.raises(ValueError, match="0 transitions"):
-        filled(steps=0).sample(1)
+    with pytest.raises(ValueError, match="batch_size: got 3, but the buffer holds 0 transitions"):
+        filled(steps=0).sample(3)
     with pytest.raises(IndexError, match="overwritten"):
         buffer.gather([39])
     with pytest.raises(IndexError, match="never added"):
