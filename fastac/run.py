@@ -246,7 +246,8 @@ class Run:
 
     def save(self, state: dict[str, Any]) -> None:
         """Writes the checkpoint, in place of the one before; a policy that acts by NaN never replaces another."""
-        if not all(bool(parameter.isfinite().all()) for parameter in self.policy.actor.parameters()):
+        actor = getattr(self.policy, "actor", None)  # there is no policy where a fixed one is evaluated
+        if actor is not None and not all(bool(parameter.isfinite().all()) for parameter in actor.parameters()):
             raise RunError(
                 f"the policy's parameters are not finite any more after {self.iteration:,} iterations: observations or "
                 "rewards are not, or the learning rate is too high"
