@@ -27,7 +27,7 @@ _bool = torch.bool
 _kernels: ModuleType | bool | None = False
 # Of the calls so far, how each kind is launched.
 _plans: dict[tuple[Any, ...], tuple[Callable[..., None], int, bool, bool]] = {}
-_loss_plans: dict[tuple[Any, ...], tuple[Callable[..., None], Tensor, Tensor, Tensor]] = {}
+_loss_plans: dict[tuple[Any, ...], tuple[Callable[..., None], Tensor, Tensor, Tensor | None]] = {}
 MOST_PLANS = 1024
 
 
@@ -249,10 +249,11 @@ def _loss(
         return None
     launch, like_loss, like_statistics, like_partials = plan
     loss, gradient = _empty_like(like_loss), _empty_like(log_probs)
-    statistics, partials = _empty_like(like_statistics), _empty_like(like_partials)
+    statistics = _empty_like(like_statistics)
+    partials = None if like_partials is None else _empty_like(like_partials)
     addresses = (
         log_probs.data_ptr(), old_log_probs.data_ptr(), advantages.data_ptr(), 0 if mask is None else mask.data_ptr(),
-        loss.data_ptr(), gradient.data_ptr(), statistics.data_ptr(), partials.data_ptr(),
+        loss.data_ptr(), gradient.data_ptr(), statistics.data_ptr(), 0 if partials is None else partials.data_ptr(),
     )  # fmt: skip
     try:
         launch(addresses, stream_of(key[2]), key[2])
@@ -264,7 +265,7 @@ def _loss(
 
 def _loss_plan(
     dtype: torch.dtype, shape: torch.Size, device: int, no_mask: bool, clip_coef: float, dual_clip: float
-) -> tuple[Callable[..., None], Tensor, Tensor, Tensor] | None:
+) -> tuple[Callable[..., None], Tensor, Tensor, Tensor | None] | None:
     """What launches it; and what `empty_like` is given, in half the time of `empty`, for all but the gradient."""
     cuda: Any = _kernels
     real, total = type(LIKE[dtype]), math.prod(shape)
@@ -276,7 +277,7 @@ def _loss_plan(
     like: dict[str, Any] = {"dtype": dtype, "device": device if device >= 0 else "cpu"}
     if len(_loss_plans) >= MOST_PLANS:
         _loss_plans.clear()
-    plan = launch, _empty((), **like), _empty(5, **like), _empty(partials, **like)
+    plan = launch, _empty((), **like), _empty(5, **like), _empty(partials, **like) if partials else None
     _loss_plans[dtype, shape, device, no_mask, clip_coef, dual_clip] = plan
     return plan
 

@@ -430,6 +430,27 @@ MUTATIONS = [
         OFF_POLICY,
     ),
     Mutation(
+        "off-policy-draws-in-the-graph",
+        "fastac/algorithms/off_policy.py",
+        "            actions = self.actor(observations).sample(noise.next_actions)\n",
+        "            actions = self.actor(observations).sample(self.noise(1, len(observations)))\n",
+        "tests/test_graphs.py -k 'a11 and off_policy'",
+    ),
+    Mutation(
+        "off-policy-graphs-outlive-a-state",
+        "fastac/algorithms/off_policy.py",
+        "        graphs.reset(self.learn)\n",
+        "",
+        "tests/test_graphs.py -k 'loading and off_policy'",
+    ),
+    Mutation(
+        "a2c-reads-back",
+        "fastac/algorithms/actor_critic.py",
+        "        explained = 1.0 - (batch",
+        "        float(total)\n        explained = 1.0 - (batch",
+        "tests/test_graphs.py -k 'a11 and actor_critic'",
+    ),
+    Mutation(
         "off-policy-target-in-the-policy-loss",
         "fastac/algorithms/off_policy.py",
         "q_values = self.q_values(self.critic, observations, actions)\n        return score",
@@ -496,8 +517,8 @@ MUTATIONS = [
     Mutation(
         "cuda-loss-over-masked-elements",
         "kernels/fastac_kernels/cuda/ratio.py",
-        "n = max(counted(partials, blocks, whole, thread), 1)",
-        "n = total",
+        "scale = -one / real(max(count, 1))",
+        "scale = -one / real(total)",
         "tests/kernels/cuda/test_simulated.py -k ratio",
     ),
     Mutation(

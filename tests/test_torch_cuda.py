@@ -27,6 +27,7 @@ class Kernels:
     def __init__(self, missing: str | None = None, carries: int = 0, error: Exception | None = None):
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.missing, self.carries, self.error = missing, carries, error
+        self.partials = 7
         self.ESTIMATORS = {name: self.named(name) for name in ESTIMATORS}
         self.PLANS = {name: self.plan(name) for name in ESTIMATORS}
 
@@ -59,7 +60,7 @@ class Kernels:
             assert masked == (addresses[3] != 0)
             self.named("ppo_clip_loss")(*addresses[:7], total, *numbers, real(0), addresses[7], stream, device)
 
-        return 7, launch
+        return self.partials, launch
 
     def carries_size(self, total: int, sequences: int, lanes: int) -> int:
         return self.carries
@@ -236,6 +237,9 @@ def test_the_loss(kernels: Kernels, masked: bool) -> None:
     loss, gradient, _ = _torch_cuda.ppo_clip_loss(new.half(), old, a.double(), mask, 0.2, 3.0)
     assert loss.dtype is gradient.dtype is torch.float32
     assert _torch_cuda.plain_ppo_clip_loss(new.half(), old, a, mask, 0.2, 3.0) is None
+    kernels.partials = 0  # a block alone
+    _torch_cuda.plain_ppo_clip_loss(new, old, a, mask, 0.1, 3.0)
+    assert kernels.calls.pop()[1][11] == 0
 
 
 def test_without_kernels_torch_takes_over_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:

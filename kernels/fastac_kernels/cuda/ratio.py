@@ -5,8 +5,8 @@ As `fastac_kernels.ratio` has it: x = log pi_new - log pi_old, bounded at +-20; 
     loss = -mean min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A), at least c * A where A < 0
 
 Memory is read once, by blocks that each leave their own sums; one more block adds those up. With a mask, a launch
-before these counts what counts, since the gradient is divided by it. How many blocks there are depends on the number of
-elements alone.
+before these counts what counts, since the gradient is divided by it. Where one block is enough it does all of that, in
+one launch. How many blocks there are depends on the number of elements alone.
 """
 
 import math
@@ -34,8 +34,9 @@ def blocks_of(total: int) -> int:
 
 
 def partials_size(total: int) -> int:
-    """Elements of memory for the blocks' sums: `SUMS` for each, and its count."""
-    return max((SUMS + 1) * blocks_of(total), 1)
+    """Elements of memory for the blocks' sums: `SUMS` for each, and its count; none for a block alone."""
+    blocks = blocks_of(total)
+    return (SUMS + 1) * blocks if blocks > 1 else 0
 
 
 @cache
@@ -61,27 +62,47 @@ def count_kernel(real: Any, threads: int) -> Kernel:
 
 
 @cache
-def counting(real: Any, threads: int) -> Any:
-    """For the device: the blocks' counts added up, by all threads of a block; at least 1."""
+def summing(threads: int) -> Any:
+    """For the device: the threads' counts added up, for all threads of a block."""
     add = reduction.block_sums(threads)
 
     @cuda.jit(device=True)  # type: ignore[untyped-decorator]
-    def counted(partials: Any, blocks: Any, whole: Any, thread: Any) -> Any:
-        count = 0
-        for block in range(thread, blocks, threads):
-            count += int(partials[SUMS * blocks + block])
+    def summed(count: Any, whole: Any, thread: Any) -> Any:
         for row in range(SUMS):
             whole[row * threads + thread] = count if row == 0 else 0
         add(whole, thread)
         return whole[0]
 
-    return counted
+    return summed
+
+
+@cache
+def finishing(real: Any) -> Any:
+    """For the device: what is made of all sums, and of how many elements count."""
+    zero, half = real(0), real(0.5)
+
+    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
+    def finish(
+        loss: Any, statistics: Any, losses: Any, xs: Any, squares: Any, excesses: Any, outside: Any, count: Any
+    ) -> None:
+        n = real(max(count, 1))
+        loss[0] = losses / n
+        statistics[0] = zero - xs / n
+        statistics[1] = half * squares / n
+        statistics[2] = excesses / n
+        statistics[3] = outside / n
+        statistics[4] = (real(count) / n + xs / n) + excesses / n
+
+    return finish
 
 
 @cache
 def loss_kernel(real: Any, threads: int) -> Kernel:
-    """The gradient, and every block's sums: of losses, x, x^2, exp(x) - 1 - x, and ratios outside the clip's range."""
-    add, counted = reduction.block_sums(threads), counting(real, threads)
+    """The gradient, and every block's sums: of losses, x, x^2, exp(x) - 1 - x, and ratios outside the clip's range.
+
+    A block alone counts what counts itself, and finishes.
+    """
+    add, summed, finish = reduction.block_sums(threads), summing(threads), finishing(real)
     size, terms = SUMS * threads, TERMS
     zero, one, half, limit = real(0), real(1), real(0.5), real(MAX_LOG_RATIO)
 
@@ -96,16 +117,24 @@ def loss_kernel(real: Any, threads: int) -> Kernel:
         return half * x * x * tail
 
     def kernel(
-        log_probs: Any, old_log_probs: Any, advantages: Any, mask: Any, gradient: Any, partials: Any, total: Any,
-        masked: Any, low: Any, high: Any, dual: Any,
+        log_probs: Any, old_log_probs: Any, advantages: Any, mask: Any, loss: Any, gradient: Any, statistics: Any,
+        partials: Any, total: Any, masked: Any, low: Any, high: Any, dual: Any,
     ) -> None:  # fmt: skip
         shared = cuda.shared.array(size, real)
         whole = cuda.shared.array(size, types.int64)
         thread, blocks = cuda.threadIdx.x, cuda.gridDim.x
-        n = total
+        count = total
         if masked != 0:
-            n = max(counted(partials, blocks, whole, thread), 1)
-        scale = -one / real(n)
+            count = 0
+            if blocks == 1:
+                for i in range(thread, total, threads):
+                    if mask[i] != 0:
+                        count += 1
+            else:
+                for block in range(thread, blocks, threads):
+                    count += int(partials[SUMS * blocks + block])
+            count = summed(count, whole, thread)
+        scale = -one / real(max(count, 1))
         losses, xs, squares, excesses, outside = zero, zero, zero, zero, zero
         for i in range(cuda.blockIdx.x * threads + thread, total, blocks * threads):
             if masked != 0 and mask[i] == 0:
@@ -139,14 +168,19 @@ def loss_kernel(real: Any, threads: int) -> Kernel:
         shared[3 * threads + thread] = excesses
         shared[4 * threads + thread] = outside
         add(shared, thread)
-        if thread == 0:
+        if thread == 0 and blocks == 1:
+            finish(
+                loss, statistics, shared[0], shared[threads], shared[2 * threads], shared[3 * threads],
+                shared[4 * threads], count,
+            )  # fmt: skip
+        elif thread == 0:
             for row in range(SUMS):
                 partials[row * blocks + cuda.blockIdx.x] = shared[row * threads]
 
     element = FLOATS[np.dtype(real)]
     floats = pointer(element)
     kinds = (
-        *(floats,) * 3, pointer(types.uint8), *(floats,) * 2, types.int64, types.int64, element, element, element
+        *(floats,) * 3, pointer(types.uint8), *(floats,) * 4, types.int64, types.int64, element, element, element
     )  # fmt: skip
     return Kernel(f"ppo_clip_loss {element}", kernel, kinds)
 
@@ -154,8 +188,8 @@ def loss_kernel(real: Any, threads: int) -> Kernel:
 @cache
 def finish_kernel(real: Any, threads: int) -> Kernel:
     """One block: the blocks' sums added up, and divided by how many elements count."""
-    add, counted, size = reduction.block_sums(threads), counting(real, threads), SUMS * threads
-    zero, half = real(0), real(0.5)
+    add, summed, finish, size = reduction.block_sums(threads), summing(threads), finishing(real), SUMS * threads
+    zero = real(0)
 
     def kernel(loss: Any, statistics: Any, partials: Any, total: Any, blocks: Any, masked: Any) -> None:
         shared = cuda.shared.array(size, real)
@@ -163,7 +197,10 @@ def finish_kernel(real: Any, threads: int) -> Kernel:
         thread = cuda.threadIdx.x
         count = total
         if masked != 0:
-            count = counted(partials, blocks, whole, thread)
+            count = 0
+            for block in range(thread, blocks, threads):
+                count += int(partials[SUMS * blocks + block])
+            count = summed(count, whole, thread)
         for row in range(SUMS):
             value = zero
             for block in range(thread, blocks, threads):
@@ -171,14 +208,10 @@ def finish_kernel(real: Any, threads: int) -> Kernel:
             shared[row * threads + thread] = value
         add(shared, thread)
         if thread == 0:
-            n = real(max(count, 1))
-            xs, excesses = shared[threads], shared[3 * threads]
-            loss[0] = shared[0] / n
-            statistics[0] = zero - xs / n
-            statistics[1] = half * shared[2 * threads] / n
-            statistics[2] = excesses / n
-            statistics[3] = shared[4 * threads] / n
-            statistics[4] = (real(count) / n + xs / n) + excesses / n
+            finish(
+                loss, statistics, shared[0], shared[threads], shared[2 * threads], shared[3 * threads],
+                shared[4 * threads], count,
+            )  # fmt: skip
 
     element = FLOATS[np.dtype(real)]
     floats = pointer(element)
@@ -205,17 +238,14 @@ def plan(real: Any, total: int, masked: bool, clip_coef: float, dual_clip: float
     grid, block = (blocks, 1), (threads, 1)
 
     def launch_all(addresses: Sequence[int], stream: int, device: int) -> None:
-        log_probs, old_log_probs, advantages, mask, loss, gradient, statistics, partials = addresses
+        *_, mask, loss, _, statistics, partials = addresses
         if total > 0:
-            if masked:
+            if masked and blocks > 1:
                 launch.driver(count, grid, block, stream, device, (mask, partials, total))
-            asked = (
-                log_probs, old_log_probs, advantages, mask, gradient, partials, total, int(masked), low, high,
-                dual_clip,
-            )  # fmt: skip
-            launch.driver(main, grid, block, stream, device, asked)
-        numbers = (loss, statistics, partials, total, blocks, int(masked))
-        launch.driver(finish, (1, 1), block, stream, device, numbers)
+            launch.driver(main, grid, block, stream, device, (*addresses, total, int(masked), low, high, dual_clip))
+        if blocks != 1:
+            numbers = (loss, statistics, partials, total, blocks, int(masked))
+            launch.driver(finish, (1, 1), block, stream, device, numbers)
 
     return Plan(partials_size(total), launch_all)
 
@@ -238,7 +268,7 @@ def ppo_clip_loss_at(
         clip_coef: eps.
         dual_clip: c, infinite for none.
         like: A scalar of the arrays' dtype.
-        partials: Address of `partials_size(total)` elements to work in.
+        partials: Address of `partials_size(total)` elements to work in, 0 where that is 0.
         stream: CUDA stream, as an integer.
         device: Its device's index.
     """

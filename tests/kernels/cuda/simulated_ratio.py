@@ -16,10 +16,15 @@ NAMES = ("k1", "k2", "k3", "clip_fraction", "mean_ratio")
 
 
 def simulate(
-    monkeypatch: pytest.MonkeyPatch, arrays: list[np.ndarray], mask: np.ndarray | None, threads: int = 4, **options: Any
+    monkeypatch: pytest.MonkeyPatch,
+    arrays: list[np.ndarray],
+    mask: np.ndarray | None,
+    threads: int = 4,
+    each: int = 1,
+    **options: Any,
 ) -> tuple[float, np.ndarray, dict[str, float], list[str]]:
     monkeypatch.setattr(reduction, "THREADS", threads)
-    monkeypatch.setattr(ratio, "EACH", 1)
+    monkeypatch.setattr(ratio, "EACH", each)
     monkeypatch.setattr(ratio, "BLOCKS", 3)
     ratio.plan.cache_clear()
     dtype, total = arrays[0].dtype.type, arrays[0].size
@@ -30,7 +35,8 @@ def simulate(
         kernels.ppo_clip_loss_at(
             *(simulator.place(x, False) for x in arrays), 0 if mask is None else simulator.place(mask, False),
             simulator.place(loss, True), simulator.place(gradient, True), simulator.place(statistics, True), total,
-            options["clip_coef"], options["dual_clip"] or math.inf, dtype(0), simulator.place(partials, True), 0, 0,
+            options["clip_coef"], options["dual_clip"] or math.inf, dtype(0),
+            simulator.place(partials, True) if partials.size else 0, 0, 0,
         )  # fmt: skip
     for memory in simulator.memory.values():
         assert not memory.is_output or memory.array is partials or np.all(memory.writes == 1)
@@ -39,7 +45,9 @@ def simulate(
 
 @pytest.mark.parametrize("total", [1, 2, 3, 5, 17, 33])
 @pytest.mark.parametrize("masked", [False, True])
-def test_ppo_clip_loss(total: int, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("each", [1, 9])
+def test_ppo_clip_loss(total: int, masked: bool, each: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By several blocks, and by one that does it all."""
     generator = np.random.default_rng([total, masked])
     for dtype, spread, dual_clip in ((np.float32, 0.3, None), (np.float64, 2.0, 3.0)):
         arrays = [generator.normal(size=total).astype(dtype) for _ in range(3)]
@@ -51,8 +59,10 @@ def test_ppo_clip_loss(total: int, masked: bool, monkeypatch: pytest.MonkeyPatch
             for x in arrays:
                 x[mask == 0] = np.nan
         wanted = naive_ratio.ppo_clip_loss(*arrays, mask, clip_coef=0.2, dual_clip=dual_clip)
-        loss, gradient, statistics, launched = simulate(monkeypatch, arrays, mask, clip_coef=0.2, dual_clip=dual_clip)
-        assert len(launched) == (3 if masked else 2)
+        loss, gradient, statistics, launched = simulate(
+            monkeypatch, arrays, mask, each=each, clip_coef=0.2, dual_clip=dual_clip
+        )
+        assert len(launched) == (1 if total <= 4 * each else 3 if masked else 2)
         tolerance = 2e-5 if dtype is np.float32 else 1e-13
         scale = float(np.abs(np.nan_to_num(arrays[2])).mean() * max(1.0, wanted[2]["mean_ratio"]))
         assert loss == pytest.approx(wanted[0], rel=tolerance, abs=tolerance * scale)
@@ -75,7 +85,7 @@ def test_close_to_the_old_policy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule 11: an all-masked loss is 0 with zero gradient, and so is an empty one."""
-    for total in (0, 5):
+    for total in (0, 3, 5):
         arrays = [np.full(total, np.nan, np.float32)] * 3
         mask = np.zeros(total, np.uint8) if total else None
         loss, gradient, statistics, _ = simulate(monkeypatch, arrays, mask, clip_coef=0.2, dual_clip=None)

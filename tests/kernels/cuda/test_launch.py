@@ -117,23 +117,25 @@ def test_every_shape_fits_a_device() -> None:
     assert scan.shape_of(128 * 4096, 1, 4096).chunks == scan.shape_of(16 * 65536, 1, 65536).chunks == 1
 
 
-def test_the_loss_is_two_launches_or_three() -> None:
+def test_the_loss_is_one_launch_to_three() -> None:
     def run(mask: int, total: int) -> list[launch.Launch]:
         with kernels.recorded() as launches:
             kernels.ppo_clip_loss_at(1, 2, 3, mask, 5, 6, 7, total, 0.2, float("inf"), SMALL, 8, STREAM, DEVICE)
         return list(launches)
 
-    plain, masked, empty = run(0, 10_000), run(4, 10_000), run(0, 0)
+    plain, masked, empty, *small = run(0, 10_000), run(4, 10_000), run(0, 0), run(0, 1024), run(4, 1)
+    assert [[asked.kernel for asked in alone] for alone in small] == [[plain[0].kernel]] * 2
+    assert {asked.grid for alone in small for asked in alone} == {(1, 1)}
     assert [asked.kernel.name.split()[1] for asked in masked] == ["count", "float32", "finish"]
     assert [asked.kernel for asked in plain] == [asked.kernel for asked in masked[1:]]
     assert [asked.kernel.name for asked in empty] == ["ppo_clip_loss finish float32"]
-    for asked in (*plain, *masked, *empty):
+    for asked in (*plain, *masked, *empty, *small[0], *small[1]):
         assert len(asked.arguments) == len(asked.kernel.argument_types)
         assert (asked.stream, asked.device) == (STREAM, DEVICE)
     assert plain[0].arguments[-3:] == (0.8, 1.2, float("inf"))
     for total in (0, 1, 1024, 1025, 10**7):
         blocks = ratio.blocks_of(total)
-        assert kernels.partials_size(total) >= 6 * blocks
+        assert kernels.partials_size(total) == (0 if blocks < 2 else 6 * blocks)
         assert blocks <= ratio.BLOCKS
 
 
