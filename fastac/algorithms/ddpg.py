@@ -78,7 +78,8 @@ class Config:
     vectorization: Vectorization = "sync"
     """One process; one process each; the environment's own vector form, where it has one; or EnvPool's threads."""
     overlap: bool = False
-    """Learn while async or envpool steps the environments, by the actor before the last updates; wants two cores."""
+    """Learn while async or envpool takes the next step, with actions of the actor before the last updates. On two cores
+    it pays where that step takes 1 ms or more (1.1 times; 1.3 times at 5 ms), and costs up to a tenth below."""
     log_interval: int = 1_000
     """Environment steps between rows of the log."""
     device: str = "cpu"
