@@ -212,8 +212,12 @@ def test_ppo_trains_on_it_and_a_resumed_run_starts_new_episodes(
 
 
 @installed
-def test_sac_trains_on_it() -> None:
-    config = sac.Config(total_timesteps=450, learning_starts=400, vectorization="envpool", hidden_sizes=(16,))
-    result = sac.train(config)
-    assert result.global_step == 450
-    assert -2000 < result.episode_return < 0
+def test_sac_trains_on_it_while_it_steps() -> None:
+    config = sac.Config(
+        total_timesteps=450, learning_starts=400, vectorization="envpool", overlap=True, hidden_sizes=(16,)
+    )
+    results = [sac.train(config) for _ in range(2)]
+    first, second = ([p.detach().numpy().tobytes() for p in run.policy.actor.parameters()] for run in results)
+    assert first == second
+    assert results[0].global_step == 450
+    assert -2000 < results[0].episode_return < 0
