@@ -237,15 +237,17 @@ def plan(real: Any, total: int, masked: bool, clip_coef: float, dual_clip: float
     count, main, finish = count_kernel(real, threads), loss_kernel(real, threads), finish_kernel(real, threads)
     grid, block = (blocks, 1), (threads, 1)
 
+    numbers, ends = (total, int(masked), low, high, dual_clip), (total, blocks, int(masked))
+    counts = masked and blocks > 1
+
     def launch_all(addresses: Sequence[int], stream: int, device: int) -> None:
-        *_, mask, loss, _, statistics, partials = addresses
-        if total > 0:
-            if masked and blocks > 1:
-                launch.driver(count, grid, block, stream, device, (mask, partials, total))
-            launch.driver(main, grid, block, stream, device, (*addresses, total, int(masked), low, high, dual_clip))
+        mask, loss, statistics, partials = addresses[3], addresses[4], addresses[6], addresses[7]
+        if counts:
+            launch.driver(count, grid, block, stream, device, (mask, partials, total))
+        if blocks > 0:
+            launch.driver(main, grid, block, stream, device, (*addresses, *numbers))
         if blocks != 1:
-            numbers = (loss, statistics, partials, total, blocks, int(masked))
-            launch.driver(finish, (1, 1), block, stream, device, numbers)
+            launch.driver(finish, (1, 1), block, stream, device, (loss, statistics, partials, *ends))
 
     return Plan(partials_size(total), launch_all)
 
