@@ -85,9 +85,11 @@ def checked_spaces(env_id: str, env: Any) -> tuple[Box, Box | Discrete[Any]]:
     observations = getattr(env, "single_observation_space", None) or env.observation_space
     actions = getattr(env, "single_action_space", None) or env.action_space
     image = image_of(observations)
-    if image is None and (not isinstance(observations, Box) or len(observations.shape) != 1):
+    if image is None and (
+        not isinstance(observations, Box) or len(observations.shape) != 1 or not observations.shape[0]
+    ):
         raise EnvError(
-            f"env_id {env_id!r}: its observations are {observations}, expected a Box of one dimension "
+            f"env_id {env_id!r}: its observations are {observations}, expected a Box of one dimension, not empty, "
             "(gymnasium.wrappers.FlattenObservation makes one of most spaces) or an image of uint8"
         )
     if image is not None and min(image.height, image.width) < SMALLEST_IMAGE:

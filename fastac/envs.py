@@ -110,16 +110,19 @@ class SyncEnvs(Envs):
         finals: list[NDArray[Any]] = []
         lengths: list[int] = []
         for index, (step, action) in enumerate(zip(self._env_steps, actions, strict=True)):
-            observation, rewards[index], terminated, truncated, _ = step(action)
+            observation, reward, terminated, truncated, _ = step(action)
+            try:
+                rewards[index], observations[index] = reward, observation
+            except (TypeError, ValueError) as error:
+                raise EnvError(self._misfit(reward, observation)) from error
             if terminated or truncated:
                 flags[:, index] = terminated, truncated
                 ended.append(index)
                 lengths.append(history.length(index))
                 # Copied before the reset, which may write into the same array.
                 finals.append(np.array(observation))
-                observation, _ = self._envs[index].reset()
+                observations[index], _ = self._envs[index].reset()
                 history.restart(index)
-            observations[index] = observation
         self._returns += rewards
         return self._step(rewards, flags[0], flags[1], self._all_valid.copy(), ended, finals, lengths)
 
@@ -127,6 +130,16 @@ class SyncEnvs(Envs):
         """See `Envs.close`."""
         for env in self._envs:
             env.close()
+
+    def _misfit(self, reward: Any, observation: Any) -> str:
+        """What to say of a step that gave something else than a number and an observation of its space."""
+        shape, expected = np.shape(observation), self.single_observation_space.shape
+        what = (
+            f"an observation of shape {shape}, expected {expected} by its space"
+            if shape != expected
+            else f"the reward {reward!r}, expected a number"
+        )
+        return f"env_id {self.env_id!r}: its step returned {what}"
 
     def _reset(self, seeds: list[int] | None) -> NDArray[Any]:
         self._history.clear()

@@ -25,6 +25,7 @@ from fastac._arrays import Arguments
 from fastac._estimators import ESTIMATORS
 
 Array = TypeVar("Array")
+LARGEST_N = 2**62  # what kernels can count to; no window is as long
 _new: Any = tuple.__new__  # a quarter of the time that a named tuple's own constructor takes
 
 
@@ -269,7 +270,7 @@ def n_step_returns(
         >>> n_step_returns(rewards, values, 30.0, n=2, gamma=0.5)
         array([ 7. , 11.5, 19. ])
     """
-    scalars = (_arrays.positive_integer("n", n), _arrays.unit_interval("gamma", gamma))
+    scalars = (min(_arrays.positive_integer("n", n), LARGEST_N), _arrays.unit_interval("gamma", gamma))
     arguments = _new(
         Arguments, (rewards, values, next_values, terminated, truncated, mask, cu_seqlens, batch_first, None)
     )

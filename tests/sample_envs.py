@@ -156,12 +156,31 @@ class Grid(Walk):
     observation_space = Box(-10.0, 10.0, (2, 2), np.float32)
 
 
+class Empty(Walk):
+    observation_space = Box(-10.0, 10.0, (0,), np.float32)
+
+
 class Several(Walk):
     action_space = MultiDiscrete([2, 2])  # type: ignore[assignment]
 
 
 class IntegerBox(Walk):
     action_space = Box(-1, 1, (1,), np.int64)  # type: ignore[assignment]
+
+
+class Misfit(Walk):
+    """From its second step on, rewards or observations are not what they should be."""
+
+    def __init__(self, reward: Any = 1.0, size: int = 2) -> None:
+        super().__init__()
+        self.wrong, self.size, self.first = reward, size, True
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)
+        if self.first:
+            self.first = False
+            return observation, reward, *rest
+        return np.zeros(self.size, np.float32), self.wrong, *rest
 
 
 class Breaks(Walk):
@@ -288,6 +307,8 @@ for _env in (
     Continuous,
     Threads,
     WrongShape,
+    Misfit,
+    Empty,
     Grid,
     Several,
     IntegerBox,

@@ -297,6 +297,7 @@ def test_seeds_are_reproducible_and_share_no_copies() -> None:
         ("sample_envs:Breaks-v0", {}, "no licence found"),
         ("FrozenLake-v1", {}, r"observations are Discrete\(16\), expected a Box of one dimension"),
         ("sample_envs:Speck-v0", {}, "its images are 35 x 84, expected at least 36 x 36"),
+        ("sample_envs:Empty-v0", {}, "observations are Box.*expected a Box of one dimension, not empty"),
         ("sample_envs:Grid-v0", {}, "observations are Box.*expected a Box of one dimension"),
         ("sample_envs:Several-v0", {}, r"actions are MultiDiscrete.*expected Discrete or a flat Box of floats"),
         ("sample_envs:IntegerBox-v0", {}, r"actions are Box.*expected Discrete or a flat Box of floats"),
@@ -322,6 +323,22 @@ def test_spaces_are_checked_whoever_steps(vectorization: Any) -> None:
 def test_observations_that_are_not_of_their_space() -> None:
     with pytest.raises(EnvError, match=r"observations have shape \(2, 2\), expected \(2, 3\)"):
         make_envs("sample_envs:WrongShape-v0", 2, seed=0).reset()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"size": 3}, r"its step returned an observation of shape \(3,\), expected \(2,\) by its space"),
+        ({"reward": [1.0, 2.0]}, r"its step returned the reward \[1.0, 2.0\], expected a number"),
+        ({"reward": "a"}, "its step returned the reward 'a', expected a number"),
+    ],
+)
+def test_steps_that_are_not_of_their_space(kwargs: dict[str, Any], message: str) -> None:
+    envs = make_envs("sample_envs:Misfit-v0", 2, seed=0, **kwargs)
+    envs.reset()
+    envs.step(np.zeros(2, np.int64))
+    with pytest.raises(EnvError, match=message):
+        envs.step(np.zeros(2, np.int64))
 
 
 def test_wrong_actions_are_named(envs: Envs) -> None:

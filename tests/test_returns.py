@@ -215,11 +215,12 @@ class TestRule5:
         result = fastac.n_step_returns(rewards, None, full, n=1, gamma=0.5)
         np.testing.assert_allclose(result, rewards + np.float32(0.5) * full, rtol=1e-6, atol=1e-6)
 
-    def test_n_beyond_the_window_is_the_discounted_return(self) -> None:
+    @pytest.mark.parametrize("n", [10**9, 10**30])
+    def test_n_beyond_the_window_is_the_discounted_return(self, n: int) -> None:
         generator = np.random.default_rng(1)
         rewards, values = generator.normal(size=(2, 9, 20)).astype(np.float32)
         terminated = generator.random((9, 20)) < 0.2
-        result = fastac.n_step_returns(rewards, values, 3.0, terminated, n=10**9, gamma=0.9)
+        result = fastac.n_step_returns(rewards, values, 3.0, terminated, n=n, gamma=0.9)
         expected = fastac.discounted_returns(rewards, 3.0, terminated, gamma=0.9)
         np.testing.assert_allclose(result, expected, rtol=2e-5, atol=2e-6)
 
