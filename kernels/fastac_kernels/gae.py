@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastac_kernels._jit import entry, inline, kernel
 from fastac_kernels.blocks import chain, powers
-from fastac_kernels.memory import address_of, array_at, rows_at
+from fastac_kernels.memory import NONE, ONE, address_of, array_at, rows_at
 from fastac_kernels.recurrence import (
     COLUMNS,
     NARROW,
@@ -319,8 +319,8 @@ def gae_short(
     ):  # fmt: skip
         return False
     return gae_at(
-        address_of(rewards), address_of(values), 0, address_of(last_values), address_of(terminated), 0, 0, 0,
-        address_of(advantages), address_of(returns), rewards.size, 1, last_values.size, gamma, gae_lambda,
+        address_of(rewards), address_of(values), NONE, address_of(last_values), address_of(terminated), NONE, NONE,
+        NONE, address_of(advantages), address_of(returns), rewards.size, ONE, last_values.size, gamma, gae_lambda,
         rewards.dtype.type(0),
     )  # fmt: skip
 
@@ -338,7 +338,7 @@ def gae_full(
     ):  # fmt: skip
         return False
     return gae_at(
-        address_of(rewards), address_of(values), address_of(next_values), 0, address_of(terminated),
-        address_of(truncated), 0, 0, address_of(advantages), address_of(returns), rewards.size, 1,
+        address_of(rewards), address_of(values), address_of(next_values), NONE, address_of(terminated),
+        address_of(truncated), NONE, NONE, address_of(advantages), address_of(returns), rewards.size, ONE,
         shape[1], gamma, gae_lambda, rewards.dtype.type(0),
     )  # fmt: skip

@@ -16,6 +16,11 @@ from numpy.typing import NDArray
 
 from fastac_kernels._jit import kernel
 
+# For entries to hand on: a literal has a type of its own, for which what is called would be compiled once more.
+NONE: Any = np.int64(0)
+ONE: Any = np.int64(1)
+YES: Any = np.bool_(True)
+
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _pointer(typingctx: Any, address: Any, like: Any) -> Any:

@@ -1,4 +1,7 @@
-"""Which operands a call of an estimator has, as bits: what decides, with sizes and scalars, how it is launched."""
+"""Which operands a call of an estimator has, as bits, and with sizes and scalars decides how it is launched.
+
+    operands = VALUES | TERMINATED | ... of those that are there
+"""
 
 VALUES, TERMINATED, TRUNCATED, MASK = 1, 2, 4, 8
 PACKED = 16  # cu_seqlens

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fastac_kernels._jit import entry, inline, kernel
 from fastac_kernels.exp import bounded_exp
-from fastac_kernels.memory import address_of, array_at, widest_vectors
+from fastac_kernels.memory import NONE, address_of, array_at, widest_vectors
 from fastac_kernels.recurrence import bounds
 
 Array = NDArray[Any]
@@ -143,7 +143,7 @@ def ppo_clip_loss(
         return False
     out = address_of(numbers)
     ppo_clip_loss_at(
-        address_of(log_probs), address_of(old_log_probs), address_of(advantages), 0, out, address_of(gradient),
+        address_of(log_probs), address_of(old_log_probs), address_of(advantages), NONE, out, address_of(gradient),
         out + numbers.itemsize, total, clip_coef, dual_clip, log_probs.dtype.type(0),
     )  # fmt: skip
     return True

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastac_kernels._jit import entry, inline, kernel
 from fastac_kernels.blocks import chain, powers
-from fastac_kernels.memory import address_of, array_at, rows_at
+from fastac_kernels.memory import NONE, ONE, YES, address_of, array_at, rows_at
 from fastac_kernels.recurrence import COLUMNS, NARROW, any_set, apart, bounds, scan, scan_scratch, step, truncated_step
 
 Array = NDArray[Any]
@@ -188,6 +188,6 @@ def discounted_returns_short(rewards: Array, last_values: Array, terminated: Arr
     if terminated.shape != shape or last_values.size != shape[1] or out.shape != shape:
         return False
     return lambda_returns_at(
-        address_of(rewards), address_of(rewards), 0, address_of(last_values), address_of(terminated), 0, 0, 0,
-        address_of(out), rewards.size, 1, last_values.size, gamma, 1.0, True, rewards.dtype.type(0),
+        address_of(rewards), address_of(rewards), NONE, address_of(last_values), address_of(terminated), NONE, NONE,
+        NONE, address_of(out), rewards.size, ONE, last_values.size, gamma, 1.0, YES, rewards.dtype.type(0),
     )  # fmt: skip
