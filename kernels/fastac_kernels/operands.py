@@ -1,6 +1,6 @@
 """Which operands a call of an estimator has, as bits, and with sizes and scalars decides how it is launched.
 
-    operands = VALUES | TERMINATED | ... of those that are there
+operands = VALUES | TERMINATED | ..., of those that are there.
 """
 
 VALUES, TERMINATED, TRUNCATED, MASK = 1, 2, 4, 8
