@@ -273,7 +273,7 @@ def test_it_learns_what_one_step_is_worth(algorithm: str, steps: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_dqn_learns_cartpole(seed) -> None:
+def test_dqn_learns_cartpole(seed, tmp_path) -> None:
     """Settings as published for plain DQN (rl-baselines3-zoo); random: 22.
 
     The best policy of a run counts: from one evaluation to the next DQN falls from 500 to 20 and comes back, with
@@ -286,9 +286,13 @@ def test_dqn_learns_cartpole(seed) -> None:
     }  # fmt: skip
     envs, width = make_vec_env("CartPole-v1", seed=seed), {"net_arch": [256, 256]}
     model = ours.prioritized(sb3.DQN)("MlpPolicy", envs, policy_kwargs=width, device="cpu", seed=seed, **options)
-    evaluation = EvalCallback(make_vec_env("CartPole-v1", seed=1000), n_eval_episodes=20, eval_freq=2560, verbose=0)
+    evaluation = EvalCallback(
+        make_vec_env("CartPole-v1", seed=1000), n_eval_episodes=20, eval_freq=2560, log_path=str(tmp_path), verbose=0
+    )
     model.learn(50_000, callback=evaluation)
     assert evaluation.best_mean_reward >= 475
+    returns = np.load(tmp_path / "evaluations.npz")["results"].mean(1)
+    assert returns[len(returns) // 2 :].mean() >= 150, returns
 
 
 @pytest.mark.slow
